@@ -1,0 +1,280 @@
+"""What a suite file may say: typed, unknown keys forbidden, no torch, so that a workflow can import it for nothing."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+DatasetName = Literal["mnist", "digits"]
+ModelName = Literal["lenet300100", "lenet5"]
+Method = Literal["dense", "vd_finetune", "vd_warmup", "magnitude", "random"]
+Backend = Literal["torch_dense", "scipy_csr", "torch_csr", "onnxruntime"]
+
+VARIATIONAL_METHODS: tuple[Method, ...] = ("vd_finetune", "vd_warmup")
+BASELINE_METHODS: tuple[Method, ...] = ("magnitude", "random")
+
+# Raise a stage's version when a change to its code can alter numbers: every result that stands on it becomes stale.
+STAGE_VERSIONS = {"data": 1, "train": 1, "prune": 1, "time": 1}
+UPSTREAM = {"data": ("data",), "train": ("data", "train"), "prune": ("data", "train", "prune")}
+UPSTREAM["time"] = (*UPSTREAM["prune"], "time")
+
+
+def stage_versions(stage: str) -> dict[str, int]:
+    """The versions a record of `stage` stands on: its own and those of the stages before it."""
+    return {name: STAGE_VERSIONS[name] for name in UPSTREAM[stage]}
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DenseRecipe(Strict):
+    """How a net is optimised: Adam, the learning rate constant at first, then linear to zero."""
+
+    epochs: int = Field(gt=0, description="passes over the training set")
+    batch_size: int = Field(100, gt=0, description="examples a step; the incomplete last batch is dropped")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's initial learning rate")
+    constant_epochs: int = Field(0, ge=0, description="epochs before the learning rate falls linearly to zero")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty, never on log_sigma2")
+
+    @model_validator(mode="after")
+    def _decay_fits(self) -> Self:
+        if self.constant_epochs > self.epochs:
+            raise ValueError(f"constant_epochs ({self.constant_epochs}) exceeds epochs ({self.epochs})")
+        return self
+
+
+class VariationalRecipe(DenseRecipe):
+    """Variational dropout: the KL weight is 0 for `kl_zero_epochs`, then rises linearly to 1."""
+
+    initial_log_sigma2: float = Field(-10.0, description="log variance every weight starts with")
+    log_sigma2_learning_rate: float | None = Field(None, gt=0, description="own rate for log_sigma2, else the same")
+    kl_zero_epochs: int = Field(0, ge=0, description="epochs with KL weight 0")
+    kl_warmup_epochs: int = Field(0, ge=0, description="epochs over which the KL weight then rises to 1")
+    mask_in_training: bool = Field(True, description="zero the mean of weights over the threshold in training too")
+
+
+class GradualRecipe(DenseRecipe):
+    """Gradual pruning (Zhu and Gupta 2017): sparsity rises as 1 - (1 - t)^3, then the net is fine-tuned."""
+
+    prune_epochs: int = Field(gt=0, description="epochs over which sparsity rises to that of the net it is matched to")
+
+    @model_validator(mode="after")
+    def _pruning_fits(self) -> Self:
+        if self.prune_epochs > self.epochs:
+            raise ValueError(f"prune_epochs ({self.prune_epochs}) exceeds epochs ({self.epochs})")
+        return self
+
+
+class Methods(Strict):
+    """The recipe of every method; one left out is not run."""
+
+    dense: DenseRecipe = Field(description="the ordinary net: control of the others and start of three of them")
+    vd_finetune: VariationalRecipe | None = Field(None, description="variational dropout from the dense weights")
+    vd_warmup: VariationalRecipe | None = Field(None, description="variational dropout from random initialisation")
+    magnitude: GradualRecipe | None = Field(None, description="gradual pruning of the smallest dense weights")
+    random: GradualRecipe | None = Field(None, description="the same with random masks in the same layer proportions")
+
+
+class Experiment(Strict):
+    """One net on one data set."""
+
+    dataset: DatasetName = Field(description="trained and evaluated on")
+    model: ModelName = Field(description="the net")
+    seeds: list[int] = Field(min_length=1, description="one run of every method for each")
+    threshold: float = Field(3.0, ge=-8, le=8, description="weights with log alpha at or above it are removed")
+    validation_size: int = Field(0, ge=0, description="training examples held out and evaluated on, not the test set")
+    match: Literal["vd_finetune", "vd_warmup"] = Field("vd_finetune", description="whose sparsity the baselines copy")
+    seeds_of: dict[Method, list[int]] = Field({}, description="methods that run fewer seeds than `seeds`")
+    timed: list[Method] = Field([], description="methods whose first seed is timed in sparse inference")
+    methods: Methods = Field(description="what is run, and how")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} has duplicates")
+        present = self.present_methods()
+        for key, names in (("timed", self.timed), ("seeds_of", list(self.seeds_of))):
+            for name in names:
+                if name not in present:
+                    raise ValueError(f"{key}: {name} is not among this experiment's methods {present}")
+        for method, seeds in self.seeds_of.items():
+            missing = [seed for seed in seeds if seed not in self.seeds]
+            if missing:
+                raise ValueError(f"seeds_of {method}: {missing} not among seeds {self.seeds}")
+        for method in present:
+            for needed in self.prerequisites(method):
+                if needed not in present:
+                    raise ValueError(f"{method} needs {needed}, which this experiment does not run")
+                missing = [seed for seed in self.method_seeds(method) if seed not in self.method_seeds(needed)]
+                if missing:
+                    raise ValueError(f"{method} runs seeds {missing} that {needed}, which it needs, does not")
+        return self
+
+    def present_methods(self) -> list[Method]:
+        return [name for name in Methods.model_fields if getattr(self.methods, name) is not None]  # type: ignore[misc]
+
+    def method_seeds(self, method: Method) -> list[int]:
+        return self.seeds_of.get(method, self.seeds)
+
+    def prerequisites(self, method: Method) -> tuple[Method, ...]:
+        """The methods whose results `method` starts from."""
+        if method in BASELINE_METHODS:
+            return ("dense", self.match)
+        return ("dense",) if method == "vd_finetune" else ()
+
+
+class Timing(Strict):
+    """How inference is timed: contenders interleaved, in one process."""
+
+    batch_sizes: list[Annotated[int, Field(gt=0)]] = Field([1, 64, 256], min_length=1, description="examples a call")
+    threads: list[Annotated[int, Field(gt=0)] | Literal["all"]] = Field(
+        [1, "all"], min_length=1, description="numbers of threads"
+    )
+    backends: list[Backend] = Field(
+        ["torch_dense", "scipy_csr", "torch_csr", "onnxruntime"],
+        min_length=1,
+        description="contenders; one that is not installed is left out with a note",
+    )
+    rounds: int = Field(30, gt=0, description="interleaved samples of every contender")
+    min_sample_s: float = Field(0.002, gt=0, description="calls are repeated within a sample until it lasts this long")
+
+
+class Suite(Strict):
+    """A suite file."""
+
+    suite: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="names the results folder")
+    description: str = Field("", description="a line for readers")
+    mirror: str | None = Field(None, description="folder read before any download; VDBENCH_MIRROR overrides it")
+    timing: Timing = Field(Timing(), description="how sparse inference is timed")
+    experiments: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")], Experiment] = Field(
+        min_length=1, description="what is run, each under a name of its own"
+    )
+
+    def runs(self) -> Iterator[tuple[str, Method, int]]:
+        """Every (experiment, method, seed), in the order in which they can be run."""
+        for name, experiment in self.experiments.items():
+            for method in sorted(experiment.present_methods(), key=lambda m: len(experiment.prerequisites(m))):
+                for seed in experiment.method_seeds(method):
+                    yield name, method, seed
+
+    def timed_runs(self) -> list[tuple[str, Method, int]]:
+        return [
+            (name, method, experiment.method_seeds(method)[0])
+            for name, experiment in self.experiments.items()
+            for method in experiment.timed
+        ]
+
+    def jobs(self) -> Iterator[tuple[str, str, Method, int]]:
+        """Every (stage, experiment, method, seed) that leaves a record, in the order in which they can be run."""
+        for run in self.runs():
+            yield "train", *run
+            yield "prune", *run
+        for run in self.timed_runs():
+            yield "time", *run
+
+    def run_spec(self, experiment: str, method: Method, seed: int) -> dict[str, Any]:
+        """All that decides the outcome of one run, the runs it starts from included: what is hashed and recorded."""
+        e = self.experiments[experiment]
+        return {
+            "experiment": experiment,
+            "dataset": e.dataset,
+            "model": e.model,
+            "method": method,
+            "seed": seed,
+            "threshold": e.threshold,
+            "validation_size": e.validation_size,
+            "recipe": getattr(e.methods, method).model_dump(exclude_none=True),
+            "after": [self.run_spec(experiment, needed, seed) for needed in e.prerequisites(method)],
+        }
+
+    def spec_of(self, stage: str, experiment: str, method: Method, seed: int) -> dict[str, Any]:
+        """The spec of a stage: the run's, and for timing also how it is timed."""
+        spec = self.run_spec(experiment, method, seed)
+        return spec | {"timing": self.timing.model_dump()} if stage == "time" else spec
+
+
+class RunSpec(Strict):
+    """One run, as `Suite.run_spec` writes it and a job reads it."""
+
+    experiment: str
+    dataset: DatasetName
+    model: ModelName
+    method: Method
+    seed: int
+    threshold: float
+    validation_size: int
+    recipe: VariationalRecipe | GradualRecipe | DenseRecipe
+    after: list["RunSpec"]
+    timing: Timing | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe_of_method(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
+            return content
+        kinds = dict.fromkeys(VARIATIONAL_METHODS, VariationalRecipe) | dict.fromkeys(BASELINE_METHODS, GradualRecipe)
+        kind = kinds.get(content.get("method"), DenseRecipe)  # type: ignore[arg-type]
+        return content | {"recipe": kind.model_validate(content["recipe"])}
+
+    def content(self) -> dict[str, Any]:
+        """The spec as `Suite.spec_of` gives it: what is hashed and recorded."""
+        return self.model_dump(exclude_none=True)
+
+
+class SuiteError(ValueError):
+    """A suite file or spec that cannot be run; the message says which key and why."""
+
+
+def canonical(spec: dict[str, Any]) -> str:
+    """JSON with sorted keys: equal specs have equal text."""
+    return json.dumps(spec, sort_keys=True, separators=(",", ":"))
+
+
+def spec_sha256(spec: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical(spec).encode()).hexdigest()
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"] if not str(part).startswith("function-"))
+        known = ""
+        if item["type"] == "extra_forbidden":
+            item["msg"] = "unknown key"
+            known = " (did you mistype it? see configs/README.md for every key)"
+        lines.append(f"{where}: {key or 'top level'}: {re.sub('^Value error, ', '', item['msg'])}{known}")
+    return "\n".join(lines)
+
+
+def parse_suite(content: Any, where: str) -> Suite:
+    """A validated suite. Raises SuiteError with one line for every wrong key."""
+    try:
+        return Suite.model_validate(content)
+    except ValidationError as error:
+        raise SuiteError(_explain(error, where)) from None
+
+
+def load_suite(path: Path) -> Suite:
+    """Read and validate a suite file. Raises SuiteError."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.yaml"))) or "none in ./configs"
+        raise SuiteError(f"{path}: no such suite file (there are: {known})") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SuiteError(f"{path}: cannot be read as YAML: {error}") from None
+    return parse_suite(content, str(path))
+
+
+def parse_spec(text: str) -> RunSpec:
+    """The run a job was asked for. Raises SuiteError."""
+    try:
+        return RunSpec.model_validate_json(text)
+    except ValidationError as error:
+        raise SuiteError(_explain(error, "--spec")) from None

@@ -1,0 +1,212 @@
+"""The record: one JSON a run and stage, that says by itself what was run, with what, and what came out."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vdbench.config import Suite, spec_sha256, stage_versions
+
+RESULT_VERSION = 1
+STAGES = ("train", "prune", "time")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Layer(_Part):
+    """One weight tensor; sparsity = zeros / total."""
+
+    name: str
+    shape: list[int]
+    total: int
+    nonzero: int
+    sparsity: float
+
+
+class Size(_Part):
+    """Parameters of a pruned net. Biases are stated apart and log_sigma2 is never counted."""
+
+    weights: int
+    nonzero_weights: int
+    biases: int
+    sparsity: float
+    compression_ratio: float = Field(description="|W| / |W != 0|")
+    file_bytes: int | None = None
+
+
+class MultiplyAdds(_Part):
+    """Multiply-adds for one example, all of them and those with a weight that is not zero."""
+
+    dense: int
+    left: int
+    theoretical_speedup: float
+
+
+class Control(_Part):
+    """The dense net a run is compared with."""
+
+    error: float
+    weights_sha256: str
+
+
+class CurvePoint(_Part):
+    threshold: float
+    sparsity: float
+    compression_ratio: float
+    error: float
+
+
+class LayerHistogram(_Part):
+    """Weights of one layer counted by log alpha, in equal bins over [-8, 8]."""
+
+    name: str
+    counts: list[int]
+
+
+class Timing(_Part):
+    """Seconds a call, one entry an interleaved sample."""
+
+    backend: str
+    device: str
+    threads: int
+    batch_size: int
+    samples_s: list[float]
+
+
+class Provenance(_Part):
+    git_commit: str | None
+    git_dirty: bool | None
+    versions: dict[str, str]
+    device: str
+    cpu: str
+    threads: int
+    deterministic: bool
+    started_at: str
+    command: str
+
+
+class Record(_Part):
+    result_version: Literal[1] = RESULT_VERSION
+    suite: str
+    experiment: str
+    dataset: str
+    model: str
+    method: str
+    stage: Literal["train", "prune", "time"]
+    seed: int
+    spec: dict[str, Any]
+    spec_sha256: str
+    versions: dict[str, int]
+    code_digest: str
+    status: Literal["ok", "diverged", "failed"]
+    message: str = ""
+    metrics: dict[str, float] = Field({}, description="of the last epoch; errors in percent")
+    control: Control | None = None
+    size: Size | None = None
+    layers: list[Layer] = []
+    multiply_adds: MultiplyAdds | None = None
+    threshold: float | None = None
+    curve: list[CurvePoint] = []
+    log_alpha_histogram: list[LayerHistogram] = []
+    timing: list[Timing] = []
+    missing_backends: dict[str, str] = {}
+    history: str | None = Field(None, description="name of the CSV file beside the record, one row an epoch")
+    weights_sha256: str | None = None
+    wall_s: float
+    peak_rss_mb: float
+    provenance: Provenance
+
+    @property
+    def run(self) -> tuple[str, str, int]:
+        return self.experiment, self.method, self.seed
+
+
+class RecordError(ValueError):
+    """A record that cannot be read or believed; the message names the file."""
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place, synced, once the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write(record: Record, path: Path) -> None:
+    write_json(path, record.model_dump(mode="json", exclude_defaults=True))
+
+
+def read(path: Path) -> Record:
+    """Read one record. Raises RecordError naming the file and what is wrong with it."""
+    try:
+        record = Record.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise RecordError(f"{path}: no such record; run the job that makes it") from None
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecordError(f"{path}: not a record ({where}: {first['msg']}); delete it and rerun its job") from None
+    if spec_sha256(record.spec) != record.spec_sha256:
+        raise RecordError(f"{path}: spec and spec_sha256 disagree; the file was edited: delete it and rerun its job")
+    return record
+
+
+def run_folder(results: Path, experiment: str, method: str, seed: int) -> Path:
+    return results / experiment / method / f"seed{seed}"
+
+
+def load(results: Path, suite: Suite) -> tuple[list[Record], list[str]]:
+    """The records of a suite under `results` that are current, and a line for each run that is missing or stale.
+
+    A record is stale when it was made under another spec or another stage version. Raises RecordError for a file
+    that is not a record.
+    """
+    records, notes = [], []
+    for stage, experiment, method, seed in suite.jobs():
+        path = run_folder(results, experiment, method, seed) / f"{stage}.json"
+        name = f"{experiment}/{method}/seed{seed} {stage}"
+        if not path.exists():
+            notes.append(f"missing: {name}")
+            continue
+        record = read(path)
+        reason = staleness(record, suite)
+        if reason:
+            notes.append(f"stale: {name}: {reason}")
+        else:
+            records.append(record)
+    return records, notes
+
+
+def staleness(record: Record, suite: Suite) -> str | None:
+    """Why a record does not belong to the suite as it stands now; None when it does."""
+    spec = suite.spec_of(record.stage, record.experiment, record.method, record.seed)  # type: ignore[arg-type]
+    if record.spec_sha256 != spec_sha256(spec):
+        return "made under another spec"
+    expected = stage_versions(record.stage)
+    if record.versions != expected:
+        return f"made by versions {record.versions}, now {expected}"
+    return None
