@@ -1,0 +1,248 @@
+"""Data sets in memory: MNIST from its published files, and the digits that come with scikit-learn."""
+
+import hashlib
+import math
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vdbench.files import DataError, Folders, PublishedFile, obtain
+
+__all__ = ["DATASETS", "DataError", "Dataset", "available", "fetch", "load"]
+
+Split = Literal["train", "test"]
+Arrays = tuple[np.ndarray, np.ndarray]
+
+VALIDATION_SEED = 20170806  # never a run's own seed: every run of every method sees the same split
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set in memory. Images are float32 (N, 1, 28, 28) in [0, 1], labels int64 (N,)."""
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    eval_images: Tensor
+    eval_labels: Tensor
+    num_classes: int
+
+    def to(self, device: str) -> "Dataset":
+        """The same data on a device."""
+        names = ("train_images", "train_labels", "eval_images", "eval_labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+@dataclass(frozen=True)
+class IdxFile(PublishedFile):
+    """An array of unsigned bytes in LeCun's IDX format: magic number, dimensions, values."""
+
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, folder: str, name: str, shape: tuple[int, ...], sha256: str) -> "IdxFile":
+        return cls(folder, name, 4 + 4 * len(shape) + math.prod(shape), sha256, shape)
+
+    def parse(self, content: bytes) -> np.ndarray:
+        """The array, uint8. Raises DataError where magic number, dimensions or size are not as expected."""
+        rank = len(self.shape)
+        magic = struct.pack(">I", 0x0800 | rank)  # 0x08: unsigned byte
+        if content[:4] != magic:
+            raise DataError(f"{self.name}: expected IDX magic number {magic.hex()}, found {content[:4].hex()}")
+        if len(content) != self.size:
+            raise DataError(f"{self.name}: expected {self.size:,} bytes of IDX, found {len(content):,}")
+        shape = struct.unpack_from(f">{rank}I", content, offset=4)
+        if shape != self.shape:
+            raise DataError(f"{self.name}: expected IDX dimensions {self.shape}, found {shape}")
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+@dataclass(frozen=True)
+class IdxArchive:
+    """Images and labels of every split in IDX files.
+
+    `servers` gives the addresses of folders to download from, the preferred one first.
+    """
+
+    name: str
+    num_classes: int
+    files: dict[Split, tuple[IdxFile, IdxFile]]
+    servers: Callable[[], Sequence[str]]
+
+    @property
+    def examples(self) -> dict[str, int]:
+        return {split: images.shape[0] for split, (images, _) in self.files.items()}
+
+    @property
+    def all_files(self) -> list[IdxFile]:
+        return [file for pair in self.files.values() for file in pair]
+
+    def fetch(self, cache: Path | None, mirror: Path | None) -> dict[str, dict[str, Any]]:
+        folders = Folders.in_force(cache, mirror)
+        return {
+            file.name: {"sha256": file.sha256, "bytes": file.size, "source": obtain(file, folders, self.servers)[1]}
+            for file in self.all_files
+        }
+
+    def read(self, split: Split, cache: Path | None, mirror: Path | None) -> Arrays:
+        folders = Folders.in_force(cache, mirror)
+        images, labels = (file.parse(obtain(file, folders, self.servers)[0]) for file in self.files[split])
+        return images / np.float32(255), labels
+
+    def available(self, cache: Path | None, mirror: Path | None) -> str:
+        folders = Folders.in_force(cache, mirror)
+        if all(file.is_in(folders.cache) for file in self.all_files):
+            return "cached"
+        if all(file.is_in(folders.cache) or file.is_in(folders.mirror) for file in self.all_files):
+            return "in mirror"
+        return "to download"
+
+
+@dataclass(frozen=True)
+class EmbeddedDigits:
+    """The 1,797 scans of handwritten digits in scikit-learn, 8 x 8 with 17 grey levels (UCI; Alpaydin and Kaynak 1998).
+
+    Every pixel becomes 3 x 3, with a border of two: 28 x 28. Within each class, in the order in which they are stored,
+    every fifth scan is a test example and the others are training examples; a writer can appear in both.
+    """
+
+    name: str
+    num_classes: int
+    examples: dict[str, int]
+    sha256: str
+
+    def fetch(self, cache: Path | None, mirror: Path | None) -> dict[str, dict[str, Any]]:
+        self._scans()
+        return {}
+
+    def read(self, split: Split, cache: Path | None, mirror: Path | None) -> Arrays:
+        images, labels = self._scans()
+        in_test = np.zeros(len(labels), bool)
+        for label in range(self.num_classes):
+            in_test[np.flatnonzero(labels == label)[4::5]] = True
+        chosen = in_test if split == "test" else ~in_test
+        images = images[chosen].repeat(3, axis=1).repeat(3, axis=2)
+        return np.pad(images, ((0, 0), (2, 2), (2, 2))) / np.float32(16), labels[chosen]
+
+    def available(self, cache: Path | None, mirror: Path | None) -> str:
+        return "embedded"
+
+    def _scans(self) -> Arrays:
+        """Images (1797, 8, 8) and labels, uint8, the very ones expected. Raises DataError."""
+        import sklearn
+        from sklearn.datasets import load_digits
+
+        scans: Any = load_digits()
+        images, labels = scans.images.astype(np.uint8), scans.target.astype(np.uint8)
+        digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+        if digest != self.sha256:
+            raise DataError(
+                f"{self.name}: refused: expected scans with sha256 {self.sha256}, found {digest} in scikit-learn "
+                f"{sklearn.__version__}; install another version of it"
+            )
+        return images, labels
+
+
+def _mnist_servers() -> Sequence[str]:
+    from torchvision.datasets import MNIST
+
+    return MNIST.mirrors
+
+
+# The digests are of the content: the archives also circulate recompressed, so that their own digests say little.
+MNIST = IdxArchive(
+    name="mnist",
+    num_classes=10,
+    files={
+        "train": (
+            IdxFile.of(
+                "mnist",
+                "train-images-idx3-ubyte",
+                (60_000, 28, 28),
+                "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            ),
+            IdxFile.of(
+                "mnist",
+                "train-labels-idx1-ubyte",
+                (60_000,),
+                "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            ),
+        ),
+        "test": (
+            IdxFile.of(
+                "mnist",
+                "t10k-images-idx3-ubyte",
+                (10_000, 28, 28),
+                "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            ),
+            IdxFile.of(
+                "mnist",
+                "t10k-labels-idx1-ubyte",
+                (10_000,),
+                "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+            ),
+        ),
+    },
+    servers=_mnist_servers,
+)
+DIGITS = EmbeddedDigits(
+    name="digits",
+    num_classes=10,
+    examples={"train": 1442, "test": 355},
+    sha256="87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826",
+)
+DATASETS: dict[str, IdxArchive | EmbeddedDigits] = {source.name: source for source in (MNIST, DIGITS)}
+
+
+def _source(name: str) -> IdxArchive | EmbeddedDigits:
+    if name not in DATASETS:
+        raise DataError(f"no data set named {name}; there are: {', '.join(DATASETS)}")
+    return DATASETS[name]
+
+
+def available(name: str, cache: Path | None = None, mirror: Path | None = None) -> str:
+    """`embedded`, `cached`, `in mirror` or `to download`, by looking and not by reading. Raises DataError."""
+    return _source(name).available(cache, mirror)
+
+
+def fetch(name: str, *, cache: Path | None = None, mirror: Path | None = None) -> dict[str, Any]:
+    """See to it that the verified files of a data set are in the cache, and report them.
+
+    Returns `{"dataset", "files": {name: {"sha256", "bytes", "source"}}, "examples": {"train", "test"}}`: sha256 and
+    bytes of the decompressed content; source `cache`, `mirror` or an address. An embedded data set has no files.
+    Raises DataError.
+    """
+    source = _source(name)
+    return {"dataset": name, "files": source.fetch(cache, mirror), "examples": source.examples}
+
+
+def load(name: str, *, validation_size: int = 0, cache: Path | None = None, mirror: Path | None = None) -> Dataset:
+    """A data set in memory, its files verified: training set and test set.
+
+    With `validation_size`, that many training examples are held out and evaluated on instead: the last ones of a
+    shuffle under a fixed seed. The test set is then not even read. Raises DataError.
+    """
+    source = _source(name)
+    count = source.examples["train"]
+    if not 0 <= validation_size < count:
+        raise DataError(f"validation_size is {validation_size}: {name} has {count:,} training examples to take it from")
+    train_images, train_labels = _tensors(source.read("train", cache, mirror))
+    if validation_size:
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(VALIDATION_SEED))
+        kept, held_out = order[:-validation_size], order[-validation_size:]
+        eval_images, eval_labels = train_images[held_out], train_labels[held_out]
+        train_images, train_labels = train_images[kept], train_labels[kept]
+    else:
+        eval_images, eval_labels = _tensors(source.read("test", cache, mirror))
+    return Dataset(name, train_images, train_labels, eval_images, eval_labels, source.num_classes)
+
+
+def _tensors(arrays: Arrays) -> tuple[Tensor, Tensor]:
+    images, labels = arrays
+    return torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels.astype(np.int64))
