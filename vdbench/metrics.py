@@ -1,0 +1,119 @@
+"""What is measured of a network: error, sparsity, compression and multiply-adds."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vdbench.records import Layer, MultiplyAdds, Size
+from vdbench.variational import VariationalDropout
+
+EVALUATION_BATCH = 1000
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weight tensor every linear and convolutional layer computes with in eval mode, by layer name.
+
+    Variational layers are masked at their threshold; in others a removed weight is a zero. Biases, normalisation
+    and `log_sigma2` are not weights.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, VariationalDropout):
+            found[name] = module.masked_weight().detach()
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            found[name] = module.weight.detach()
+    return found
+
+
+def layers(model: nn.Module) -> list[Layer]:
+    """Total and nonzero weights of every layer."""
+    found = []
+    for name, weight in weights(model).items():
+        nonzero, total = int(torch.count_nonzero(weight)), weight.numel()
+        found.append(
+            Layer(name=name, shape=list(weight.shape), total=total, nonzero=nonzero, sparsity=1 - nonzero / total)
+        )
+    return found
+
+
+def size(model: nn.Module) -> Size:
+    """Weights, nonzero weights and their ratio over the whole model; biases apart."""
+    counted = layers(model)
+    total, nonzero = sum(layer.total for layer in counted), sum(layer.nonzero for layer in counted)
+    named = {f"{layer.name}.weight".lstrip(".") for layer in counted}
+    biases = sum(p.numel() for n, p in model.named_parameters() if n not in named and not n.endswith("log_sigma2"))
+    return Size(
+        weights=total,
+        nonzero_weights=nonzero,
+        biases=biases,
+        sparsity=1 - nonzero / total,
+        compression_ratio=compression_ratio(total, nonzero),
+    )
+
+
+def compression_ratio(total: int, nonzero: int) -> float:
+    """|W| / |W != 0|; a net without weights left counts as one with one left, so that the ratio stays a number."""
+    return total / max(nonzero, 1)
+
+
+def sparsity(model: nn.Module) -> float:
+    """Zeros / total over the weights of all linear and convolutional layers."""
+    return size(model).sparsity
+
+
+def multiply_adds(model: nn.Module, example: Tensor) -> MultiplyAdds:
+    """Multiply-adds for one example, dense and with the zeros left out (each weight times its output positions).
+
+    Args:
+        example: an input of batch size 1.
+    """
+    positions: dict[str, int] = {}
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: object, output: Tensor) -> None:
+            spatial = (
+                math.prod(output.shape[2:]) if isinstance(module, nn.Conv2d) else output[0].numel() // output.shape[-1]
+            )
+            positions[name] = positions.get(name, 0) + spatial
+
+        return hook
+
+    found = weights(model)
+    handles = [model.get_submodule(name).register_forward_hook(count(name)) for name in found]
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(example)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    dense = sum(weight.numel() * positions.get(name, 0) for name, weight in found.items())
+    left = sum(int(torch.count_nonzero(weight)) * positions.get(name, 0) for name, weight in found.items())
+    return MultiplyAdds(dense=dense, left=left, theoretical_speedup=dense / max(left, 1))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """Error, top-5 error (percent) and mean cross-entropy (nats) in eval mode; the training mode is restored.
+
+    Args:
+        images: (N, C, H, W) float. labels: (N,) int64, on the same device as the model.
+    """
+    was_training = model.training
+    model.eval()
+    wrong = wrong5 = 0
+    cross_entropy = 0.0
+    for start in range(0, len(labels), EVALUATION_BATCH):
+        target = labels[start : start + EVALUATION_BATCH]
+        logits = model(images[start : start + EVALUATION_BATCH])
+        top5 = logits.topk(5, dim=1).indices == target[:, None]
+        wrong += len(target) - int(top5[:, 0].sum())
+        wrong5 += len(target) - int(top5.sum())
+        cross_entropy += float(functional.cross_entropy(logits, target, reduction="sum"))
+    model.train(was_training)
+    count = len(labels)
+    return {"error": 100 * wrong / count, "top5_error": 100 * wrong5 / count, "cross_entropy": cross_entropy / count}

@@ -1,0 +1,84 @@
+"""Where a number came from: code, versions, hardware. No host names, no absolute paths."""
+
+import hashlib
+import platform
+import resource
+import subprocess
+import sys
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from vdbench.records import Provenance
+
+PACKAGE = Path(__file__).parent
+RECORDED_PACKAGES = ("vdbench", "torch", "numpy", "scipy", "numba", "onnxruntime")
+
+
+@cache
+def code_digest() -> str:
+    """Hash of the package's source: tells, for information, whether two records come from the same code."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _git(*args: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(PACKAGE.parent), *args], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def package_versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in RECORDED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process has held at once."""
+    scale = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20, 1)
+
+
+def started_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def provenance(device: str, started_at: str) -> Provenance:
+    """This process, its code and its machine. `device` as torch names it: "cpu", "cuda"."""
+    import torch
+
+    commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    return Provenance(
+        git_commit=commit,
+        git_dirty=None if commit is None or status is None else bool(status),
+        versions=package_versions(),
+        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        cpu=cpu_model(),
+        threads=torch.get_num_threads(),
+        deterministic=device == "cpu",
+        started_at=started_at,
+        command=" ".join(["vdbench", *sys.argv[1:2]]),
+    )

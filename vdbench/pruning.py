@@ -1,0 +1,155 @@
+"""From trained weights to a pruned net: masks at the threshold, evaluation, the trade-off over thresholds."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vdbench import metrics, netfile, records
+from vdbench.config import VARIATIONAL_METHODS, RunSpec, spec_sha256, stage_versions
+from vdbench.data import Dataset
+from vdbench.models import MODELS
+from vdbench.provenance import code_digest, peak_rss_mb, provenance, started_now
+from vdbench.records import Control, CurvePoint, LayerHistogram, Record
+from vdbench.training import build_model, load_tensors, pick_device, state_sha256
+from vdbench.variational import LOG_ALPHA_CLIP, variational_layers
+
+CURVE_THRESHOLDS = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+HISTOGRAM_BINS = 64
+
+
+def pruned_state(model: nn.Module) -> dict[str, Tensor]:
+    """A state dict of the plain net: weights masked, log_sigma2 gone."""
+    state = {name: value for name, value in model.state_dict().items() if not name.endswith("log_sigma2")}
+    for name, weight in metrics.weights(model).items():
+        state[f"{name}.weight" if name else "weight"] = weight
+    return state
+
+
+def save_net(path: Path, model: nn.Module, meta: dict[str, object]) -> None:
+    """Write a trained net's masked weights to a pruned-net file (see `netfile`)."""
+    sparse = {f"{name}.weight" if name else "weight" for name in metrics.weights(model)}
+    arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in pruned_state(model).items()}
+    weights = {name: array for name, array in arrays.items() if name in sparse}
+    netfile.write_arrays(path, weights, {n: a for n, a in arrays.items() if n not in sparse}, dict(meta))
+
+
+def load_net(path: Path) -> tuple[nn.Module, dict[str, object]]:
+    """The plain net of a pruned-net file, in eval mode, its removed weights zero, and the file's meta dict.
+
+    Raises:
+        NetFileError: the file is not a pruned net of a model known here.
+    """
+    arrays, meta = netfile.read_arrays(path)
+    if meta.get("model") not in MODELS:
+        raise netfile.NetFileError(f"{path}: a net of unknown model {meta.get('model')!r}; known: {sorted(MODELS)}")
+    model = MODELS[meta["model"]](int(meta["num_classes"]))
+    try:
+        model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
+    except RuntimeError as error:
+        raise netfile.NetFileError(f"{path}: does not fit {meta['model']}: {error}") from None
+    return model.eval(), meta
+
+
+def trade_off(model: nn.Module, data: Dataset) -> list[CurvePoint]:
+    """Error and compression of a variational net over `CURVE_THRESHOLDS`; the net is left as it was."""
+    layers = [layer for _, layer in variational_layers(model)]
+    thresholds = [layer.loga_threshold for layer in layers]
+    points = []
+    for threshold in CURVE_THRESHOLDS:
+        for layer in layers:
+            layer.loga_threshold = threshold
+        size, evaluated = metrics.size(model), metrics.evaluate(model, data.eval_images, data.eval_labels)
+        points.append(
+            CurvePoint(
+                threshold=threshold,
+                sparsity=size.sparsity,
+                compression_ratio=size.compression_ratio,
+                error=evaluated["error"],
+            )
+        )
+    for layer, threshold in zip(layers, thresholds, strict=True):
+        layer.loga_threshold = threshold
+    return points
+
+
+def log_alpha_histograms(model: nn.Module) -> list[LayerHistogram]:
+    """Weights of every variational layer counted by log alpha in equal bins over [-8, 8]."""
+    edges = np.linspace(-LOG_ALPHA_CLIP, LOG_ALPHA_CLIP, HISTOGRAM_BINS + 1)
+    return [
+        LayerHistogram(name=name, counts=np.histogram(layer.log_alpha.detach().cpu().numpy(), edges)[0].tolist())
+        for name, layer in variational_layers(model)
+    ]
+
+
+def prune(
+    spec: RunSpec, *, suite: str, output: Path, data: Dataset, weights: Path, control: Path | None = None
+) -> Record:
+    """Prune one trained run at its threshold, evaluate it, and write `prune.json` and `pruned.npz` into `output`.
+
+    Nothing is trained after thresholding. A run whose training diverged is evaluated as its last good epoch left it,
+    and its record says `diverged`.
+
+    Args:
+        weights: the run's trained weights; `train.json` lies beside them.
+        control: prune record of the dense net the run is compared with; None for the dense run itself.
+
+    Raises:
+        RecordError: an input cannot be read.
+    """
+    started_at, started = started_now(), time.perf_counter()
+    trained = records.read(weights.parent / "train.json")
+    device = pick_device()
+    model = build_model(spec, data.num_classes, pretrained=None)
+    state = load_tensors(weights)
+    model.load_state_dict(state)
+    model.to(device).eval()
+    data = data.to(device)
+    evaluated = metrics.evaluate(model, data.eval_images, data.eval_labels)
+    variational = spec.method in VARIATIONAL_METHODS
+    path = output / "pruned.npz"
+    save_net(
+        path,
+        model,
+        {
+            "model": spec.model,
+            "num_classes": data.num_classes,
+            "dataset": spec.dataset,
+            "method": spec.method,
+            "seed": spec.seed,
+            "spec_sha256": spec_sha256(spec.content()),
+        },
+    )
+    dense = records.read(control) if control else None
+    size = metrics.size(model).model_copy(update={"file_bytes": path.stat().st_size})
+    record = Record(
+        suite=suite,
+        experiment=spec.experiment,
+        dataset=spec.dataset,
+        model=spec.model,
+        method=spec.method,
+        stage="prune",
+        seed=spec.seed,
+        spec=spec.content(),
+        spec_sha256=spec_sha256(spec.content()),
+        versions=stage_versions("prune"),
+        code_digest=code_digest(),
+        status=trained.status,
+        message=trained.message,
+        metrics=evaluated,
+        control=Control(error=dense.metrics["error"], weights_sha256=dense.weights_sha256 or "") if dense else None,
+        size=size,
+        layers=metrics.layers(model),
+        multiply_adds=metrics.multiply_adds(model, data.eval_images[:1]),
+        threshold=spec.threshold,
+        curve=trade_off(model, data) if variational else [],
+        log_alpha_histogram=log_alpha_histograms(model) if variational else [],
+        weights_sha256=state_sha256(pruned_state(model)),
+        wall_s=round(time.perf_counter() - started, 3),
+        peak_rss_mb=peak_rss_mb(),
+        provenance=provenance(device, started_at),
+    )
+    records.write(record, output / "prune.json")
+    return record

@@ -1,0 +1,333 @@
+"""One training loop for every net and method, resumable after each epoch."""
+
+import csv
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from vdbench import metrics, records
+from vdbench.baselines import GradualPruner
+from vdbench.config import (
+    BASELINE_METHODS,
+    VARIATIONAL_METHODS,
+    DenseRecipe,
+    RunSpec,
+    SuiteError,
+    VariationalRecipe,
+    spec_sha256,
+    stage_versions,
+)
+from vdbench.data import Dataset
+from vdbench.models import MODELS
+from vdbench.provenance import code_digest, peak_rss_mb, provenance, started_now
+from vdbench.records import Record
+from vdbench.variational import forward_with_kl, to_variational_dropout, variational_layers
+
+log = logging.getLogger("vdbench")
+
+CHECKPOINT_SECONDS = 10.0  # a kill loses at most this much work and the epoch in progress
+DIVERGENCE_CHECK_STEPS = 100
+PRUNING_STEPS = 100  # steps between two updates of the baselines' masks
+_STREAMS = {"initial": 0, "order": 1, "noise": 2, "scores": 3}
+
+
+def pick_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def derived_seed(seed: int, stream: str, epoch: int = 0) -> int:
+    """A seed for one purpose and epoch of a run, so that an epoch's randomness needs no state from the one before."""
+    return int(np.random.SeedSequence([seed, _STREAMS[stream], epoch]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def learning_rate(recipe: DenseRecipe, epoch: int) -> float:
+    """Constant for `constant_epochs`, then linear to zero at the end; `epoch` counts from 0."""
+    falling = max(recipe.epochs - recipe.constant_epochs, 1)
+    return recipe.learning_rate * min(1.0, (recipe.epochs - epoch) / falling)
+
+
+def kl_weight(recipe: DenseRecipe, epoch: int) -> float:
+    """0 for `kl_zero_epochs`, then linear to 1 over `kl_warmup_epochs`; `epoch` counts from 0."""
+    if not isinstance(recipe, VariationalRecipe):
+        return 0.0
+    since = epoch - recipe.kl_zero_epochs
+    if since < 0:
+        return 0.0
+    return 1.0 if since >= recipe.kl_warmup_epochs else since / recipe.kl_warmup_epochs
+
+
+def state_sha256(state: dict[str, Tensor]) -> str:
+    """Hash of a state dict's names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
+    with records.atomic_write(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Read what `save_tensors` wrote; nothing in the file is executed. Raises RecordError naming the file."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise records.RecordError(f"{path}: no such weights; run the job that makes them") from None
+    except Exception as error:
+        raise records.RecordError(f"{path}: not readable as weights ({error}); delete it and rerun its job") from None
+
+
+def build_model(spec: RunSpec, num_classes: int, pretrained: Path | None) -> nn.Module:
+    """The net a run starts from: seeded initial weights, or those of the dense run, made variational if the method is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(spec.seed, "initial"))
+        model = MODELS[spec.model](num_classes)
+    if pretrained is not None:
+        model.load_state_dict(load_tensors(pretrained))
+    recipe = spec.recipe
+    if isinstance(recipe, VariationalRecipe):
+        to_variational_dropout(model, loga_threshold=spec.threshold, initial_log_sigma2=recipe.initial_log_sigma2)
+        for _, layer in variational_layers(model):
+            layer.mask_in_training = recipe.mask_in_training
+    return model
+
+
+def build_optimizer(model: nn.Module, recipe: DenseRecipe) -> torch.optim.Adam:
+    """Adam; log_sigma2 is a group of its own, without weight decay."""
+    variances = [layer.log_sigma2 for _, layer in variational_layers(model)]
+    known = {id(p) for p in variances}
+    groups = [{"params": [p for p in model.parameters() if id(p) not in known], "weight_decay": recipe.weight_decay}]
+    if variances:
+        groups.append({"params": variances, "weight_decay": 0.0})
+    return torch.optim.Adam(groups, lr=recipe.learning_rate, fused=True)
+
+
+@dataclass
+class Training:
+    """A run in progress: everything a checkpoint holds and everything an epoch needs."""
+
+    spec: RunSpec
+    data: Dataset
+    model: nn.Module
+    optimizer: torch.optim.Adam
+    pruner: GradualPruner | None
+    device: str
+    history: list[dict[str, float]]
+    good: dict[str, Tensor]  # the weights of the last epoch that ended in numbers
+
+    def run_epoch(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float] | None:
+        """Train for one epoch and evaluate; None when the loss or the weights stop being numbers."""
+        started = time.perf_counter()
+        recipe, data = self.spec.recipe, self.data
+        rate, beta = learning_rate(recipe, epoch), kl_weight(recipe, epoch)
+        own_rate = getattr(recipe, "log_sigma2_learning_rate", None) or recipe.learning_rate
+        for group, base in zip(self.optimizer.param_groups, (recipe.learning_rate, own_rate), strict=False):
+            group["lr"] = base * rate / recipe.learning_rate
+        order_seed = torch.Generator().manual_seed(derived_seed(self.spec.seed, "order", epoch))
+        order = torch.randperm(len(data.train_labels), generator=order_seed).to(self.device)
+        steps = len(order) // recipe.batch_size
+        totals = torch.zeros(2, device=self.device)  # class loss, KL
+        variational = self.spec.method in VARIATIONAL_METHODS
+        self.model.train()
+        for step in range(steps):
+            if self.pruner is not None and step % PRUNING_STEPS == 0:
+                self.pruner.update((epoch * steps + step) / (recipe.prune_epochs * steps))  # type: ignore[union-attr]
+            batch = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+            images, labels = data.train_images[batch], data.train_labels[batch]
+            if variational:
+                logits, kl = forward_with_kl(self.model, images)
+                class_loss = functional.cross_entropy(logits, labels)
+                loss = class_loss + beta / len(order) * kl
+                totals[1] += kl.detach()
+            else:
+                loss = class_loss = functional.cross_entropy(self.model(images), labels)
+            totals[0] += class_loss.detach()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            if self.pruner is not None:
+                self.pruner.apply()
+            if (step + 1) % DIVERGENCE_CHECK_STEPS == 0:
+                if not bool(totals.isfinite().all()):
+                    return None
+                bar.update(DIVERGENCE_CHECK_STEPS)
+        class_loss_mean, kl_mean = (totals / steps).tolist()
+        evaluated = metrics.evaluate(self.model, data.eval_images, data.eval_labels)
+        if not math.isfinite(class_loss_mean + kl_mean + evaluated["cross_entropy"]):
+            return None
+        counted = metrics.size(self.model)
+        return {
+            "epoch": epoch + 1,
+            "learning_rate": rate,
+            "kl_weight": beta,
+            "loss": class_loss_mean + beta / len(order) * kl_mean,
+            "class_loss": class_loss_mean,
+            "kl": kl_mean,
+            "error": evaluated["error"],
+            "sparsity": counted.sparsity,
+            "compression_ratio": counted.compression_ratio,
+            "seconds": time.perf_counter() - started,
+            **{f"sparsity:{layer.name}": layer.sparsity for layer in metrics.layers(self.model)},
+        }
+
+    def run(self, save: Callable[[dict[str, Any]], None], progress: bool) -> bool:
+        """Train the epochs that are left; `save` is handed a checkpoint now and then. False when the run diverged."""
+        epochs, saved_at = self.spec.recipe.epochs, time.monotonic()
+        steps = len(self.data.train_labels) // self.spec.recipe.batch_size
+        with tqdm(total=epochs * steps, initial=len(self.history) * steps, disable=not progress, unit="step") as bar:
+            for epoch in range(len(self.history), epochs):
+                # every epoch has randomness of its own, so a resumed run draws what an undisturbed one would have
+                torch.manual_seed(derived_seed(self.spec.seed, "noise", epoch))
+                row = self.run_epoch(epoch, bar)
+                if row is None:
+                    return False
+                self.history.append(row)
+                self.good = {name: value.clone() for name, value in self.model.state_dict().items()}
+                log.info(_epoch_line(self.history, epochs))
+                if time.monotonic() - saved_at > CHECKPOINT_SECONDS and epoch + 1 < epochs:
+                    save(self.state())
+                    saved_at = time.monotonic()
+        return True
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "masks": self.pruner.masks if self.pruner else {},
+            "history": self.history,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history[:] = state["history"]
+        self.good = {name: value.clone() for name, value in self.model.state_dict().items()}
+        if self.pruner is not None:
+            self.pruner.masks = {name: mask.to(self.device) for name, mask in state["masks"].items()}
+
+
+def _epoch_line(history: list[dict[str, float]], epochs: int) -> str:
+    row, recent = history[-1], [row["seconds"] for row in history[-5:]]
+    left = sum(recent) / len(recent) * (epochs - len(history))
+    return (
+        f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.4f}  error {row['error']:.2f} %  "
+        f"sparsity {100 * row['sparsity']:.2f} %  compression {row['compression_ratio']:.1f}x  "
+        f"{row['seconds']:.1f} s  {left / 60:.0f} min left"
+    )
+
+
+def _write_history(path: Path, history: list[dict[str, float]]) -> None:
+    with records.atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(history[0]) if history else ["epoch"])
+        writer.writeheader()
+        writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in history)
+
+
+def _start(spec: RunSpec, data: Dataset, pretrained: Path | None, matched: Path | None, device: str) -> Training:
+    needs_pretrained = spec.method == "vd_finetune" or spec.method in BASELINE_METHODS
+    if needs_pretrained and pretrained is None:
+        raise SuiteError(f"{spec.method} starts from dense weights: pass --pretrained weights.pt")
+    model = build_model(spec, data.num_classes, pretrained if needs_pretrained else None).to(device)
+    pruner = None
+    if spec.method in BASELINE_METHODS:
+        if matched is None:
+            raise SuiteError(f"{spec.method} copies another run's sparsity: pass --matched prune.json")
+        kept = {layer.name: layer.nonzero for layer in records.read(matched).layers}
+        scores = torch.Generator().manual_seed(derived_seed(spec.seed, "scores")) if spec.method == "random" else None
+        pruner = GradualPruner(model, kept, scores)
+    optimizer = build_optimizer(model, spec.recipe)
+    return Training(spec, data, model, optimizer, pruner, device, history=[], good=dict(model.state_dict()))
+
+
+def train(
+    spec: RunSpec,
+    *,
+    suite: str,
+    output: Path,
+    data: Dataset,
+    pretrained: Path | None = None,
+    matched: Path | None = None,
+    progress: bool = False,
+) -> Record:
+    """Train one run and write `train.json`, `weights.pt` and `history.csv` into `output`.
+
+    A run that was killed goes on from `resume.pt`, which is removed at the end, and ends with the same weights, bit
+    for bit on a CPU, as one that was not. A checkpoint of another spec, code, thread count or device is ignored.
+
+    Args:
+        pretrained: dense weights, for vd_finetune and the baselines.
+        matched: prune record of the run whose layerwise sparsity the baselines reach.
+        progress: show a progress bar.
+
+    Raises:
+        SuiteError: an input the method needs is not given. RecordError: an input cannot be read.
+    """
+    torch.set_flush_denormal(True)  # weights on their way to zero would slow every operation they take part in
+    started_at, started = started_now(), time.perf_counter()
+    device = pick_device()
+    run = _start(spec, data.to(device), pretrained, matched, device)
+    identity = {
+        "spec": spec_sha256(spec.content()),
+        "code": code_digest(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "torch": torch.__version__,
+    }
+    resume, seconds_before = output / "resume.pt", 0.0
+    if resume.exists():
+        saved = load_tensors(resume)
+        if saved["identity"] == identity:
+            run.restore(saved["state"])
+            seconds_before = saved["seconds"]
+            log.info("resumed after epoch %d", len(run.history))
+        else:
+            log.warning("%s was left by another spec, code, thread count or device: starting over", resume)
+
+    def save(state: dict[str, Any]) -> None:
+        seconds = seconds_before + time.perf_counter() - started
+        save_tensors(resume, {"identity": identity, "state": state, "seconds": seconds})
+
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        finished = run.run(save, progress)
+    save_tensors(output / "weights.pt", run.good)
+    _write_history(output / "history.csv", run.history)
+    last = run.history[-1] if run.history else {}
+    record = Record(
+        suite=suite,
+        experiment=spec.experiment,
+        dataset=spec.dataset,
+        model=spec.model,
+        method=spec.method,
+        stage="train",
+        seed=spec.seed,
+        spec=spec.content(),
+        spec_sha256=spec_sha256(spec.content()),
+        versions=stage_versions("train"),
+        code_digest=code_digest(),
+        status="ok" if finished else "diverged",
+        message="" if finished else f"loss or weights stopped being numbers in epoch {len(run.history) + 1}",
+        metrics={key: last[key] for key in ("epoch", "error", "loss", "class_loss", "kl") if key in last},
+        threshold=spec.threshold,
+        history="history.csv",
+        weights_sha256=state_sha256(run.good),
+        wall_s=round(seconds_before + time.perf_counter() - started, 3),
+        peak_rss_mb=peak_rss_mb(),
+        provenance=provenance(device, started_at),
+    )
+    records.write(record, output / "train.json")
+    resume.unlink(missing_ok=True)
+    return record
