@@ -1,0 +1,4 @@
+"""Inference with pruned networks on a CPU, and the peers it is measured against."""
+
+from vdbench.sparse.linear import SparseLinear as SparseLinear
+from vdbench.sparse.linear import to_cpu_sparse as to_cpu_sparse

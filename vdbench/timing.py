@@ -1,0 +1,124 @@
+"""Inference timed side by side: all contenders in one process, interleaved, after their outputs were found equal."""
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from vdbench import records
+from vdbench.config import RunSpec, spec_sha256, stage_versions
+from vdbench.provenance import code_digest, peak_rss_mb, provenance, started_now
+from vdbench.pruning import load_net
+from vdbench.records import Record, Timing
+from vdbench.sparse.backends import BACKENDS, BackendMissing, Run
+
+log = logging.getLogger("vdbench")
+
+TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order
+
+
+class UnequalOutputs(RuntimeError):
+    """Two backends disagree on the same net and input, so their times cannot be compared."""
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _seconds(run: Run, images: np.ndarray, calls: int) -> float:
+    started = time.perf_counter()
+    for _ in range(calls):
+        run(images)
+    return (time.perf_counter() - started) / calls
+
+
+def interleaved(runs: dict[str, Run], images: np.ndarray, rounds: int, min_sample_s: float) -> dict[str, list[float]]:
+    """`rounds` samples of seconds a call for every contender, taken in turn, after a warm-up; within a sample the call
+    is repeated until it lasts `min_sample_s`."""
+    calls = {}
+    for name, run in runs.items():
+        once = min(_seconds(run, images, 1) for _ in range(5))
+        calls[name] = max(1, round(min_sample_s / once))
+        _seconds(run, images, calls[name])
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            samples[name].append(_seconds(run, images, calls[name]))
+    return samples
+
+
+def check_equal(runs: dict[str, Run], images: np.ndarray) -> None:
+    """Raises UnequalOutputs unless every contender's logits are those of the first."""
+    (reference_name, reference), *others = ((name, run(images)) for name, run in runs.items())
+    for name, logits in others:
+        worst = np.abs(logits - reference).max() / np.abs(reference).max()
+        if not worst <= TOLERANCE:
+            raise UnequalOutputs(f"{name} differs from {reference_name} by {worst:.1e} of the largest logit")
+
+
+def time_inference(spec: RunSpec, *, suite: str, output: Path, pruned: Path, progress: bool = False) -> Record:
+    """Time a pruned net on every backend, batch size and thread count of `spec.timing`, and write `time.json`.
+
+    A backend that is not installed is left out, with a line in the record. Threads and samples are recorded.
+
+    Raises:
+        ValueError: the spec has no timing part. NetFileError: `pruned` is not a pruned net.
+        UnequalOutputs: backends disagree.
+    """
+    if spec.timing is None:
+        raise ValueError("this spec does not say how to time: it lacks 'timing'")
+    torch.set_flush_denormal(True)
+    started_at, started = started_now(), time.perf_counter()
+    model, _ = load_net(pruned)
+    generator = np.random.default_rng(0)
+    timings: list[Timing] = []
+    missing: dict[str, str] = {}
+    thread_counts = list(dict.fromkeys(available_cores() if t == "all" else t for t in spec.timing.threads))
+    before = torch.get_num_threads()
+    with tqdm(total=len(thread_counts) * len(spec.timing.batch_sizes), disable=not progress) as bar:
+        for threads in thread_counts:
+            torch.set_num_threads(threads)
+            runs: dict[str, Run] = {}
+            for name in spec.timing.backends:
+                try:
+                    runs[name] = BACKENDS[name](model, threads)
+                except BackendMissing as error:
+                    missing[name] = str(error)
+                    log.warning("%s left out: %s", name, error)
+            for batch_size in spec.timing.batch_sizes:
+                images = generator.random((batch_size, 1, 28, 28), dtype=np.float32)
+                check_equal(runs, images)
+                samples = interleaved(runs, images, spec.timing.rounds, spec.timing.min_sample_s)
+                timings += [
+                    Timing(backend=name, device="cpu", threads=threads, batch_size=batch_size, samples_s=taken)
+                    for name, taken in samples.items()
+                ]
+                medians = ", ".join(f"{name} {1e6 * np.median(s) / batch_size:.1f}" for name, s in samples.items())
+                log.info("threads %d  batch %d  us an image: %s", threads, batch_size, medians)
+                bar.update()
+    torch.set_num_threads(before)
+    record = Record(
+        suite=suite,
+        experiment=spec.experiment,
+        dataset=spec.dataset,
+        model=spec.model,
+        method=spec.method,
+        stage="time",
+        seed=spec.seed,
+        spec=spec.content(),
+        spec_sha256=spec_sha256(spec.content()),
+        versions=stage_versions("time"),
+        code_digest=code_digest(),
+        status="ok",
+        timing=timings,
+        missing_backends=missing,
+        wall_s=round(time.perf_counter() - started, 3),
+        peak_rss_mb=peak_rss_mb(),
+        provenance=provenance("cpu", started_at),
+    )
+    records.write(record, output / "time.json")
+    return record
