@@ -1,0 +1,158 @@
+"""Figures: what they show is what the records say, every declared file is written, and always with the same bytes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import factory
+import numpy as np
+import pytest
+
+from vdbench import outputs, plots
+from vdbench.plots import style
+
+HERE = "this machine"
+
+
+@pytest.fixture(scope="module")
+def suite():
+    methods = {name: factory.METHODS[name] for name in ("dense", "vd_warmup", "random")}
+    short = {"seeds": [0, 1], "methods": methods, "match": "vd_warmup"}
+    return factory.suite(fc=factory.experiment(**short), conv=factory.experiment("lenet5", **short))
+
+
+@pytest.fixture(scope="module")
+def results(suite, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    made = factory.all_records(suite)
+    factory.write_results(folder, suite, made)
+    return folder, made
+
+
+def view(suite, results, name="fc", made=None):
+    folder, everything = results
+    return plots.view(suite, name, {HERE: everything if made is None else made}, {HERE: folder})
+
+
+@pytest.mark.parametrize("kind", ["error_vs_compression", "first_layer"])
+def test_the_same_records_give_the_same_bytes(suite, results, tmp_path, kind):
+    for place in ("a", "b"):
+        with style.context():
+            style.save(plots.FIGURES[kind](view(suite, results, "conv")), tmp_path / place, kind)
+    for name in (f"{kind}.png", f"{kind}.svg"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_figures_with_data_are_drawn_where_others_have_none(suite, results, tmp_path, caplog):
+    folder, made = results
+    timed = [record for record in made if record.stage == "time" and record.experiment == "fc"]
+    written = plots.write_plots(suite, {HERE: timed}, {HERE: folder}, tmp_path)
+    assert [path.name for path in written] == outputs.figure_names(suite)
+    empty = {line.split(":")[0] for line in caplog.messages}
+    assert empty == set(outputs.figures(suite)) - {"speedup_fc"}
+
+
+def test_without_records_every_figure_says_so(suite, tmp_path, caplog):
+    plots.write_plots(suite, {HERE: []}, {HERE: tmp_path}, tmp_path / "figures")
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == sorted(outputs.figure_names(suite))
+    assert len(caplog.records) == len(outputs.figures(suite))
+    assert "speedup_fc: no data: no net of fc is timed yet" in caplog.text
+
+
+def test_an_empty_figure_states_its_reason():
+    assert "no data: nobody ran it" in [text.get_text() for text in style.empty("log_alpha_fc", "nobody ran it").texts]
+
+
+def test_every_net_curve_and_published_point_is_drawn(suite, results):
+    figure = plots.FIGURES["error_vs_compression"](view(suite, results))
+    lines = figure.axes[0].get_lines()
+    points = {(float(x), float(y)) for line in lines for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)}
+    nets = [record for record in results[1] if record.stage == "prune" and record.experiment == "fc"]
+    assert {(net.size.compression_ratio, net.metrics["error"]) for net in nets} <= points
+    assert {(p.compression_ratio, p.error) for net in nets for p in net.curve} <= points
+    assert {(68.0, 1.92), (56.0, 1.99), (32.9, 1.6)} <= points
+
+
+def test_nets_above_the_axis_are_named_at_its_edge(suite, results):
+    figure = plots.FIGURES["error_vs_compression"](view(suite, results))
+    axis = figure.axes[0]
+    errors = [r.metrics["error"] for r in results[1] if r.run[:2] == ("fc", "random") and r.stage == "prune"]
+    assert min(errors) > axis.get_ylim()[1]
+    assert f"random pruning: {min(errors):.1f} to {max(errors):.1f} % ↑" in [text.get_text() for text in axis.texts]
+
+
+@pytest.mark.parametrize("changes", [{"dataset": "digits"}, {"validation_size": 10_000}])
+def test_published_points_are_not_drawn_where_they_do_not_compare(changes):
+    suite = factory.suite(fc=factory.experiment(**changes))
+    made = factory.all_records(suite)
+    figure = plots.FIGURES["error_vs_compression"](plots.view(suite, "fc", {HERE: made}, {}))
+    assert 68.0 not in [x for line in figure.axes[0].get_lines() for x in line.get_xdata()]
+    assert ("Validation" if "validation_size" in changes else "Test") in figure.axes[0].get_ylabel()
+
+
+def test_diverged_runs_are_not_drawn(suite, results):
+    bad = [r.model_copy(update={"status": "diverged"}) for r in results[1]]
+    for kind in plots.FIGURES:
+        with pytest.raises(style.NoData):
+            plots.FIGURES[kind](view(suite, results, made=bad))
+
+
+def test_training_curves_draw_each_seed_and_the_mean(suite, results):
+    figure = plots.FIGURES["training_curves"](view(suite, results))
+    error, kl, *sparsity = figure.axes
+    assert [len(axis.get_lines()) for axis in (error, kl)] == [3 * 3, 3]  # two seeds and their mean, for each method
+    one, other, mean = (line.get_ydata() for line in kl.get_lines())
+    np.testing.assert_allclose(mean, (np.asarray(one) + np.asarray(other)) / 2)
+    assert [axis.get_title() for axis in sparsity] == ["Sparse VD, warm-up", "random pruning"]
+    assert all(len(axis.get_lines()) == 3 * 3 for axis in sparsity)  # for each of three layers
+
+
+def test_log_alpha_shares_sum_to_one_and_mark_the_threshold(suite, results):
+    figure = plots.FIGURES["log_alpha"](view(suite, results, "conv"))
+    assert [axis.get_title() for axis in figure.axes] == ["conv1", "conv2", "fc1", "fc2"]
+    for axis in figure.axes:
+        assert axis.patches[0].get_data().values.sum() == pytest.approx(100)
+        assert list(axis.get_lines()[0].get_xdata()) == [3.0, 3.0]
+
+
+def test_input_map_counts_the_weights_of_each_pixel(suite, results):
+    figure = plots.FIGURES["first_layer"](view(suite, results))
+    record = next(r for r in results[1] if r.run == ("fc", "vd_warmup", 0) and r.stage == "prune")
+    expected = np.count_nonzero(factory.pruned_arrays(record)["fc1.weight"], axis=0).reshape(28, 28)
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array().filled(0), expected)
+    assert f"{np.count_nonzero(expected)} of 784 inputs used" in figure.axes[0].get_title()
+
+
+def test_kernels_are_tiled_and_removed_weights_masked(suite, results):
+    figure = plots.FIGURES["first_layer"](view(suite, results, "conv"))
+    record = next(r for r in results[1] if r.run == ("conv", "vd_warmup", 0) and r.stage == "prune")
+    kernels = factory.pruned_arrays(record)["conv1.weight"][:, 0]
+    shown = figure.axes[1].images[0].get_array()
+    assert [axis.get_title().splitlines()[0] for axis in figure.axes[:3]] == [
+        "dense",
+        "Sparse VD, warm-up",
+        "random pruning",
+    ]
+    np.testing.assert_array_equal(shown[6:11, 12:17].filled(0), kernels[7])  # second row, third column
+    assert np.ma.count_masked(shown) == np.count_nonzero(kernels == 0) + np.count_nonzero(np.isnan(shown.data))
+
+
+def test_speedup_has_a_panel_for_each_number_of_threads(suite, results):
+    figure = plots.FIGURES["speedup"](view(suite, results))
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["Sparse VD, warm-up, 1 thread", "Sparse VD, warm-up, 2 threads"]
+    labels = [text.get_text() for text in figure.axes[0].texts]
+    assert len(labels) == 9 and labels.count("3.0×") >= 1  # three backends at three batch sizes
+
+
+def test_the_last_source_with_pruned_nets_is_drawn(suite, results):
+    _, made = results
+    only_train = [record for record in made if record.stage == "train"]
+    folders = {"recorded": Path("r"), HERE: Path("h")}
+    assert plots.view(suite, "fc", {"recorded": made, HERE: only_train}, folders).source == "recorded"
+    assert plots.view(suite, "fc", {"recorded": made, HERE: made}, folders).folder == Path("h")
+
+
+def test_output_names_need_neither_pandas_nor_matplotlib():
+    code = "import sys, vdbench.outputs; print({'pandas', 'matplotlib', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

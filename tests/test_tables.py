@@ -1,0 +1,250 @@
+"""Tables: what is compared with what, what is left out, and that nothing is left out in silence."""
+
+import csv
+from pathlib import Path
+
+import factory
+import pandas as pd
+import pytest
+
+from vdbench import outputs, published, records, tables
+from vdbench.tables import render, table1
+
+HERE = "this machine"
+
+
+@pytest.fixture
+def suite():
+    return factory.suite()
+
+
+def numbers(folder: Path, name: str = "table1") -> pd.DataFrame:
+    return pd.read_csv(folder / f"{name}.csv")
+
+
+def row(frame: pd.DataFrame, **wanted: object) -> pd.Series:
+    found = frame[(frame[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+    assert len(found) == 1, found
+    return found.iloc[0]
+
+
+def test_writes_exactly_the_declared_files(suite, tmp_path):
+    written = tables.write_tables(suite, {HERE: factory.all_records(suite)}, {HERE: []}, tmp_path)
+    assert sorted(path.name for path in written) == sorted(outputs.table_names(suite))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(outputs.table_names(suite))
+
+
+def test_same_records_give_the_same_bytes(suite, tmp_path):
+    made = factory.all_records(suite)
+    for folder in ("a", "b"):
+        tables.write_tables(suite, {HERE: made}, {HERE: []}, tmp_path / folder)
+    for name in outputs.table_names(suite):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_numbers_are_those_of_the_records(suite, tmp_path):
+    made = [
+        factory.record(suite, "fc", "vd_warmup", seed, metrics={"error": error}, compression=100)
+        for seed, error in enumerate([1.80, 1.90, 2.00])
+    ]
+    tables.write_tables(suite, {HERE: made}, {HERE: []}, tmp_path)
+    ours = row(numbers(tmp_path), source=HERE, method="vd_warmup")
+    assert ours[["seeds", "n", "diverged", "missing"]].tolist() == [3, 3, 0, 0]
+    assert ours[["error_mean", "error_std"]].tolist() == pytest.approx([1.9, 0.1])
+    assert 1.8 <= ours.error_low < 1.9 < ours.error_high <= 2.0
+    assert ours.error_minus_paper == pytest.approx(1.9 - 1.92)
+    assert ours.compression_over_paper == pytest.approx(made[0].size.compression_ratio / 68)
+    assert ours.error_minus_dense_mean == pytest.approx(1.9 - 1.64)
+    assert "1.90 ± 0.10" in (tmp_path / "table1.md").read_text()
+
+
+def test_difference_to_dense_is_paired_by_seed(suite, tmp_path):
+    """Both methods vary between seeds by 1.0, the difference not at all."""
+    made = [factory.record(suite, "fc", "dense", s, metrics={"error": 1.0 + s}) for s in range(3)]
+    made += [factory.record(suite, "fc", "vd_warmup", s, metrics={"error": 1.25 + s}, control=None) for s in range(3)]
+    tables.write_tables(suite, {HERE: made}, {HERE: []}, tmp_path)
+    ours = row(numbers(tmp_path), source=HERE, method="vd_warmup")
+    assert (ours.error_minus_dense_mean, ours.error_minus_dense_std) == (0.25, 0.0)
+
+
+def test_without_a_dense_net_nothing_is_compared_with_one(suite, tmp_path):
+    tables.write_tables(
+        suite, {HERE: [factory.record(suite, "fc", "vd_warmup", 0, control=None)]}, {HERE: []}, tmp_path
+    )
+    ours = row(numbers(tmp_path), source=HERE, method="vd_warmup")
+    assert ours[["error_minus_dense_mean", "pairs_with_dense", "dense_error"]].isna().all()
+    assert ours.n == 1
+
+
+def test_stale_and_missing_records_are_left_out_with_a_line(suite, tmp_path):
+    made = [factory.record(suite, "fc", "dense", seed) for seed in (0, 1)]
+    old = {"versions": {"data": 1, "train": 0, "prune": 1}, "metrics": {"error": 77.0}}
+    factory.write_results(tmp_path / "r", suite, [made[0], factory.record(suite, "fc", "dense", 1, **old)])
+    found, notes = records.load(tmp_path / "r", suite)
+    tables.write_tables(suite, {HERE: found}, {HERE: notes}, tmp_path)
+    text = (tmp_path / "table1.md").read_text()
+    assert row(numbers(tmp_path), source=HERE, method="dense")[["n", "missing"]].tolist() == [1, 2]
+    assert "77" not in (tmp_path / "runs.csv").read_text() + text
+    assert f"- {HERE}: stale: fc/dense/seed1 prune: made by versions" in text
+    assert f"- {HERE}: missing: fc/dense/seed2 prune" in text
+
+
+def test_a_diverged_run_is_counted_and_said_and_in_no_mean(suite, tmp_path):
+    bad = {"status": "diverged", "message": "loss is NaN in epoch 7", "metrics": {"error": 50.0}}
+    made = [factory.record(suite, "fc", "vd_warmup", seed, metrics={"error": 1.9}) for seed in (0, 1)]
+    made += [factory.record(suite, "fc", "vd_warmup", 2, stage, **bad) for stage in ("train", "prune")]
+    tables.write_tables(suite, {HERE: made}, {HERE: []}, tmp_path)
+    ours = row(numbers(tmp_path), source=HERE, method="vd_warmup")
+    assert ours[["seeds", "n", "diverged", "missing", "error_mean"]].tolist() == [3, 2, 1, 0, 1.9]
+    text = (tmp_path / "table1.md").read_text()
+    assert "2 of 3: 1 diverged" in text
+    assert "fc/vd_warmup/seed2: diverged (loss is NaN in epoch 7); not in any mean" in text
+    assert row(numbers(tmp_path, "runs"), source=HERE, seed=2).status == "diverged"
+    assert "2/3" in tables.render_text(suite, {HERE: made}, {HERE: []})
+
+
+def test_another_data_set_is_never_compared_with_the_paper(tmp_path):
+    suite = factory.suite(fc=factory.experiment(dataset="digits"))
+    made = factory.all_records(suite)
+    tables.write_tables(suite, {HERE: made}, {HERE: []}, tmp_path)
+    frame, text = numbers(tmp_path), (tmp_path / "table1.md").read_text()
+    assert set(frame.source) == {HERE}
+    assert frame[["error_minus_paper", "compression_over_paper"]].isna().all(axis=None)
+    assert "1.92" not in text and "against paper" not in text
+    assert "nothing is published for LeNet-300-100 on digits" in text
+    assert "published" not in tables.render_text(suite, {HERE: made}, {HERE: []})
+
+
+def test_a_validation_error_is_named_so_and_stands_beside_nothing_published(tmp_path):
+    suite = factory.suite(fc=factory.experiment(validation_size=10_000))
+    made = factory.all_records(suite)
+    tables.write_tables(suite, {HERE: made}, {HERE: []}, tmp_path)
+    frame, text = numbers(tmp_path), (tmp_path / "table1.md").read_text()
+    assert set(frame.error_kind) == {"validation error"} and set(frame.source) == {HERE}
+    assert "Validation error, %" in text and "Test error" not in text and "1.92" not in text
+    assert "validation error" in tables.render_text(suite, {HERE: made}, {HERE: []})
+
+
+def test_published_rows_are_those_of_the_reference_file(suite, tmp_path):
+    tables.write_tables(suite, {HERE: []}, {HERE: []}, tmp_path)
+    frame = numbers(tmp_path)
+    with published.reference_file("table1.csv").open(encoding="utf-8", newline="") as file:
+        reference = [line for line in csv.DictReader(file) if line["network"] == "lenet300100"]
+    assert len(reference) == len(frame)
+    for line, (_, shown) in zip(reference, frame.iterrows(), strict=True):
+        assert (shown.source, shown.method, shown.reference) == (line["kind"], line["method"], line["source"])
+        assert shown.error_mean == float(line["error_pct"])
+        assert shown.compression_mean == float(line["compression"])
+
+
+@pytest.mark.parametrize(("model", "error", "compression"), [("lenet300100", "1.92", "68"), ("lenet5", "0.75", "280")])
+def test_the_paper_is_quoted_as_printed(model, error, compression):
+    suite = factory.suite(net=factory.experiment(model))
+    paper = published.sparse_vd(suite.experiments["net"])
+    assert paper and (paper.error_pct, paper.compression) == (error, compression)
+    others = published.rows("third_party", suite.experiments["net"])
+    assert others and all(other.source and other.confidence in ("read", "derived") for other in others)
+
+
+def test_published_sparsities_agree_with_published_compression():
+    """The ratio follows from the layers' sparsities as far as their rounding in print lets it."""
+    for line in published.table1():
+        sizes = factory.SHAPES[line.network].values()
+        parts = line.sparsity_per_layer_pct.split(" - ")
+        if line.kind != "published" or len(parts) != len(sizes):
+            continue
+        low, high = (
+            sum(
+                (1 - (float(part) + shift * 0.5 * 10.0 ** -len(part.partition(".")[2])) / 100) * pd.Series(shape).prod()
+                for part, shape in zip(parts, sizes, strict=True)
+            )
+            for shift in (1, -1)
+        )
+        total = sum(pd.Series(shape).prod() for shape in sizes)
+        assert total / high - 0.5 <= float(line.compression) <= total / low + 0.5, line
+
+
+def test_sources_are_columns_side_by_side(suite):
+    frame = table1.document(suite, {"recorded": factory.all_records(suite), HERE: []}, {}).sections[0].frame
+    assert list(frame.columns) == ["Method", "Published", "Recorded", "This machine"]
+    warm_up = frame[frame["Method"] == "Sparse VD, warm-up"].iloc[0]
+    assert warm_up["Published"] == "1.92 % at 68×" and "(n = 3)" in warm_up["Recorded"]
+    assert warm_up["This machine"] == "–"
+
+
+def test_records_of_two_states_of_the_code_are_a_footnote(suite, tmp_path):
+    one = factory.record(suite, "fc", "dense", 0)
+    other = factory.record(suite, "fc", "dense", 1, code_digest="fedcba9876543210")
+    for made, expected in (([one, other], True), ([one, one], False)):
+        tables.write_tables(suite, {HERE: made}, {HERE: []}, tmp_path)
+        assert ("come from 2 states of the code: 0123456789ab (1), fedcba987654 (1)" in
+                (tmp_path / "table1.md").read_text()) is expected  # fmt: skip
+
+
+def test_speedup_names_backends_that_were_not_timed(suite, tmp_path):
+    made = factory.record(suite, "fc", "vd_warmup", 0, "time")
+    kept = [timing for timing in made.timing if timing.backend != "onnxruntime"]
+    made = made.model_copy(update={"timing": kept, "missing_backends": {"onnxruntime": "not installed"}})
+    tables.write_tables(suite, {HERE: [made]}, {HERE: []}, tmp_path)
+    frame = numbers(tmp_path, "speedup")
+    assert set(frame.backend) == {"torch_dense", "scipy_csr", "torch_csr"}
+    one = row(frame, backend="scipy_csr", batch_size=64, threads=1)
+    assert one.us_per_image == pytest.approx(1e6 * one.median_s / 64)
+    assert one.speedup_low <= one.speedup <= one.speedup_high and one.speedup == pytest.approx(3, rel=0.1)
+    assert "onnxruntime, dense not timed: not installed" in (tmp_path / "speedup.md").read_text()
+
+
+def test_an_untimed_suite_has_no_speedup_table():
+    suite = factory.suite(fc=factory.experiment(timed=[]))
+    assert not [name for name in outputs.table_names(suite) + outputs.figure_names(suite) if "speedup" in name]
+
+
+def test_every_run_is_one_row_with_where_it_ran(suite, tmp_path):
+    tables.write_tables(suite, {"recorded": factory.all_records(suite)}, {}, tmp_path)
+    frame = numbers(tmp_path, "runs")
+    assert list(zip(frame.experiment, frame.method, frame.seed, strict=True)) == list(suite.runs())
+    assert set(frame.cpu) == {"Some CPU 9000"} and "torch=2.9.0" in frame.software[0]
+    assert frame.wall_s.tolist() == [100.0 + seed for seed in frame.seed]
+
+
+def test_terminal_table_fits_110_columns():
+    suite = factory.suite(conv=factory.experiment("lenet5"), fc=factory.experiment())
+    made = factory.all_records(suite)
+    text = tables.render_text(suite, {"recorded": made, HERE: made}, {HERE: ["missing: fc/dense/seed9 train"]})
+    assert max(map(len, text.splitlines())) <= 110
+    assert "0.75" in text and "280×" in text and "missing: fc/dense/seed9 train" in text
+
+
+def test_terminal_says_how_many_notes_it_left_out(suite):
+    notes = [f"missing: fc/dense/seed{seed} train" for seed in range(20)]
+    text = tables.render_text(suite, {HERE: [factory.record(suite, "fc", "dense", 0)]}, {HERE: notes})
+    assert "and 12 more such lines" in text
+
+
+def test_a_source_without_records_is_one_line(suite):
+    notes = ["missing: a", "missing: b", "stale: c: made under another spec"]
+    text = tables.render_text(suite, {HERE: []}, {HERE: notes})
+    assert f"{HERE}: no records (2 missing, 1 stale)" in text
+    assert "stale: c" in text and "missing: a" not in text
+
+
+def test_latex_is_escaped(suite, tmp_path):
+    assert render.latex(r"50 % of a_b & #1 ~ \x ± 2×") == (
+        r"50 \% of a\_b \& \#1 \textasciitilde{} \textbackslash{}x $\pm$ 2$\times$"
+    )
+    bad = factory.record(suite, "fc", "dense", 0, "train", status="failed", message="100% of x_1 & y")
+    tables.write_tables(suite, {HERE: [bad]}, {HERE: []}, tmp_path)
+    text = (tmp_path / "table1.tex").read_text()
+    assert r"100\% of x\_1 \& y" in text
+    assert text.isascii()
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 3
+
+
+def test_markdown_cells_cannot_break_the_table(suite):
+    section = render.Section("s", pd.DataFrame({"a": ["x|y"]}))
+    assert r"x\|y" in render.to_markdown(render.Document("t", "l", pd.DataFrame(), [section]))
+
+
+@pytest.mark.parametrize(("value", "text"), [(98.94, "98.9"), (99.96, "99.96"), (99.996, "99.996"), (100.0, "100.0")])
+def test_sparsity_below_100_never_reads_100(value, text):
+    assert render.percent(value) == text

@@ -1,0 +1,52 @@
+"""Figures, from records and the files beside them: PNG and SVG, the same bytes for the same records."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vdbench import outputs
+from vdbench.config import Suite
+from vdbench.plots import style
+from vdbench.plots.speedup import speedup
+from vdbench.plots.style import NoData, View
+from vdbench.plots.tradeoff import error_vs_compression
+from vdbench.plots.training import training_curves
+from vdbench.plots.weights import first_layer, log_alpha
+from vdbench.records import Record
+
+FIGURES = {
+    "error_vs_compression": error_vs_compression,
+    "training_curves": training_curves,
+    "log_alpha": log_alpha,
+    "first_layer": first_layer,
+    "speedup": speedup,
+}
+
+log = logging.getLogger(__name__)
+
+
+def write_plots(
+    suite: Suite, sources: Mapping[str, Sequence[Record]], folders: Mapping[str, Path], output: Path
+) -> list[Path]:
+    """Write every figure of `outputs.figure_names(suite)`.
+
+    `sources` are records by where they come from and `folders` the results folders they lie in. An experiment is drawn
+    from the last source that has pruned nets of it, and the figure says which. One without data says so, and why.
+    """
+    written = []
+    with style.context():
+        for stem, (kind, names) in outputs.figures(suite).items():
+            try:
+                figure = FIGURES[kind](*[view(suite, name, sources, folders) for name in names])
+            except NoData as reason:
+                log.warning("%s: no data: %s", stem, reason)
+                figure = style.empty(stem, str(reason))
+            written += style.save(figure, output, stem)
+    return written
+
+
+def view(suite: Suite, name: str, sources: Mapping[str, Sequence[Record]], folders: Mapping[str, Path]) -> View:
+    """An experiment as the last source sees it that has pruned nets of it, else the last that has any record of it."""
+    own = {source: [r for r in records if r.experiment == name] for source, records in sources.items()}
+    best = max(own, key=lambda s: (any(r.stage == "prune" for r in own[s]), bool(own[s]), list(own).index(s)))
+    return View(name, suite.experiments[name], best, own[best], folders.get(best))

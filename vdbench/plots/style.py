@@ -1,0 +1,112 @@
+"""What the figures share: the results they are drawn from, colours, and saving with the same bytes every time."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from vdbench import outputs
+from vdbench.config import Experiment
+from vdbench.records import Record, atomic_write, run_folder
+
+DPI = 160
+PALETTE = [to_hex(colour) for colour in seaborn.color_palette("colorblind")]
+COLOURS = dict(zip(outputs.METHODS, [PALETTE[i] for i in (7, 0, 3, 2, 1)], strict=True))
+MARKERS = dict(zip(outputs.METHODS, "osD^v", strict=True))
+BACKEND_COLOURS = dict(zip(outputs.BACKENDS, [PALETTE[i] for i in (7, 0, 1, 2)], strict=True))
+REMOVED = "#d9d9d9"
+
+
+class NoData(Exception):
+    """There is nothing to draw; the message says why."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One experiment as one source has it. `folder` is the results folder with the files beside the records."""
+
+    name: str
+    experiment: Experiment
+    source: str
+    records: Sequence[Record]
+    folder: Path | None
+
+    @property
+    def title(self) -> str:
+        return f"{outputs.MODELS[self.experiment.model]} on {outputs.DATASETS[self.experiment.dataset]}"
+
+    @property
+    def error_label(self) -> str:
+        return f"{outputs.error_name(self.experiment).capitalize()} (%)"
+
+    def of(self, stage: str, methods: Sequence[str] | None = None) -> list[Record]:
+        """Records of one stage of finished runs, in the order of the methods."""
+        order = [m for m in self.experiment.present_methods() if methods is None or m in methods]
+        ok = [r for r in self.records if r.stage == stage and r.status == "ok" and r.method in order]
+        return sorted(ok, key=lambda r: (order.index(r.method), r.seed))  # type: ignore[arg-type]
+
+    def file(self, record: Record, name: str) -> Path | None:
+        """A file beside a record, None where it is not there."""
+        path = run_folder(self.folder, *record.run) / name if self.folder else None
+        return path if path and path.is_file() else None
+
+
+@contextmanager
+def context() -> Iterator[None]:
+    """Settings under which figures are drawn and saved."""
+    settings: Mapping[str, object] = {
+        **seaborn.axes_style("whitegrid"),
+        **seaborn.plotting_context("notebook", font_scale=0.85),
+        "grid.color": "#e8e8e8",
+        "axes.edgecolor": "#808080",
+        "legend.frameon": False,
+        "figure.titlesize": "medium",
+        "figure.constrained_layout.use": True,
+        "figure.constrained_layout.h_pad": 0.08,
+        "figure.constrained_layout.w_pad": 0.08,
+        "svg.hashsalt": "vdbench",
+        "svg.fonttype": "path",
+    }
+    with matplotlib.rc_context(dict(settings)):  # type: ignore[arg-type]
+        yield
+
+
+def save(figure: Figure, folder: Path, stem: str) -> list[Path]:
+    """PNG and SVG; the same figure gives the same bytes."""
+    paths = []
+    for extension in outputs.FIGURE_FORMATS:
+        path = folder / f"{stem}.{extension}"
+        metadata = {"Date": None} if extension == "svg" else {}
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, format=extension, dpi=DPI, metadata=metadata)
+        figure.set_layout_engine("none")  # what the first format arranged holds for the next
+        paths.append(path)
+    return paths
+
+
+def empty(stem: str, why: str) -> Figure:
+    figure = Figure(figsize=(7, 2))
+    figure.text(0.5, 0.6, stem, ha="center", va="center", fontsize=12)
+    figure.text(0.5, 0.35, f"no data: {why}", ha="center", va="center", wrap=True)
+    return figure
+
+
+def method_handles(methods: Sequence[str], **style: object) -> list[Line2D]:
+    return [Line2D([], [], color=COLOURS[m], label=outputs.METHODS[m], **style) for m in methods]  # type: ignore[arg-type]
+
+
+def plain_log_axis(axis: Axes, which: str) -> None:
+    """A logarithmic axis whose ticks read 1, 2, 5, 10 instead of powers."""
+    getattr(axis, f"set_{which}scale")("log")
+    ticks = getattr(axis, f"{which}axis")
+    ticks.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    ticks.set_minor_locator(NullLocator())

@@ -1,0 +1,106 @@
+"""Error against compression: every net, every variational run's curve over thresholds, published points."""
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from vdbench import outputs, published
+from vdbench.plots.style import COLOURS, MARKERS, NoData, View, method_handles, plain_log_axis
+from vdbench.records import Record
+
+PUBLISHED_MARKERS = {"Original": "P", "Pruning (Han)": "X", "DNS (Guo)": "d", "SWS (Ullrich)": "p", "Sparse VD": "*"}
+THIRD_PARTY_LABEL = "Sparse VD, as others report it"
+_TOP = 2.5  # of the lowest error: the axis ends there, what lies above is named at the edge
+
+
+def error_vs_compression(*views: View) -> Figure:
+    """One panel an experiment."""
+    drawn = [view for view in views if view.of("prune")]
+    if not drawn:
+        raise NoData("no run is pruned and evaluated yet")
+    columns = min(2, len(drawn))
+    lines = math.ceil(len(drawn) / columns)
+    figure = Figure(figsize=(6.2 * columns, 4.3 * lines + 1))
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axis, view in zip(axes, drawn, strict=False):
+        _panel(axis, view)
+    for axis in axes[len(drawn) :]:
+        axis.set_visible(False)
+    figure.legend(handles=_handles(drawn), loc="outside lower center", ncols=3 if columns == 2 else 2)
+    return figure
+
+
+def _panel(axis: Axes, view: View) -> None:
+    nets = view.of("prune")
+    paper = [(row, "black") for row in published.rows("published", view.experiment)]
+    others = [(row, "#707070") for row in published.rows("third_party", view.experiment)]
+    errors = [net.metrics["error"] for net in nets] + [float(row.error_pct) for row, _ in paper]
+    top = _TOP * min(errors)
+    plain_log_axis(axis, "x")
+    for net in nets:
+        points = sorted(net.curve, key=lambda point: point.compression_ratio)
+        ratios, curve = [p.compression_ratio for p in points], [p.error for p in points]
+        axis.plot(ratios, curve, color=COLOURS[net.method], linewidth=0.9, alpha=0.55, zorder=2)
+        look = {"color": COLOURS[net.method], "markeredgecolor": "white", "markersize": 7}
+        axis.plot(_ratio(net), net.metrics["error"], MARKERS[net.method], **look, zorder=4)
+    for row, colour in [*others, *paper]:
+        marker = PUBLISHED_MARKERS[row.method] if row.kind == "published" else "x"
+        size = 13 if row.method == published.SPARSE_VD and row.kind == "published" else 8
+        edge = colour if marker == "x" else "white"
+        look = {"color": colour, "markeredgecolor": edge, "markersize": size}
+        axis.plot(float(row.compression), float(row.error_pct), marker, **look, zorder=5)
+    axis.set_ylim(0.8 * min(errors), top)
+    above = [(_ratio(net), net.metrics["error"], net.method) for net in nets]
+    above += [(float(row.compression), float(row.error_pct), "") for row, _ in others]
+    _name_what_is_above(axis, [point for point in above if point[1] > top], top)
+    axis.set(xlabel="Compression, |W| / |W ≠ 0|", ylabel=view.error_label, title=f"{view.title} ({view.source})")
+
+
+def _name_what_is_above(axis: Axes, points: Sequence[tuple[float, float, str]], top: float) -> None:
+    """One marker a method at the upper edge, with the errors that it stands for."""
+    for line, method in enumerate(dict.fromkeys(method for *_, method in points)):
+        ratios = sorted(ratio for ratio, _, name in points if name == method)
+        errors = [error for _, error, name in points if name == method]
+        middle = ratios[len(ratios) // 2]
+        span = f"{min(errors):.1f}" if len(errors) == 1 else f"{min(errors):.1f} to {max(errors):.1f}"
+        name = outputs.METHODS.get(method, THIRD_PARTY_LABEL)
+        colour = COLOURS.get(method, "#707070")
+        axis.plot(middle, top, MARKERS.get(method, "x"), color=colour, ms=8, clip_on=False, zorder=5)
+        left_half = middle < math.prod(axis.get_xlim()) ** 0.5
+        axis.annotate(
+            f"{name}: {span} % ↑",
+            (middle, top),
+            xytext=(8 if left_half else -8, -12 - 14 * line),
+            textcoords="offset points",
+            ha="left" if left_half else "right",
+            va="center",
+            color=colour,
+            fontsize="small",
+        )
+
+
+def _ratio(net: Record) -> float:
+    return net.size.compression_ratio if net.size else math.nan
+
+
+def _handles(views: Sequence[View]) -> list[Line2D]:
+    present = {net.method for view in views for net in view.of("prune")}
+    curves = any(net.curve for view in views for net in view.of("prune"))
+    handles = [
+        handle
+        for method in outputs.METHODS
+        if method in present
+        for handle in method_handles([method], marker=MARKERS[method], linestyle="", markersize=7)
+    ]
+    if curves:
+        handles.append(Line2D([], [], color="#808080", linewidth=1, label="one run, threshold varied"))
+    rows = {row.method: row for view in views for row in published.rows("published", view.experiment)}
+    for method in rows:
+        style = {"marker": PUBLISHED_MARKERS[method], "linestyle": "", "color": "black", "markersize": 9}
+        handles.append(Line2D([], [], **style, label=f"{method}, published"))
+    if any(published.rows("third_party", view.experiment) for view in views):
+        handles.append(Line2D([], [], marker="x", linestyle="", color="#707070", label=THIRD_PARTY_LABEL))
+    return handles

@@ -1,0 +1,67 @@
+"""Published numbers: one row a result, with where it was read and how sure we are of it."""
+
+import csv
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+
+from vdbench.config import Experiment
+
+SPARSE_VD = "Sparse VD"
+_FOLDERS = (Path(__file__).parent / "reference", Path(__file__).parent.parent / "configs" / "reference")
+
+
+@dataclass(frozen=True)
+class Published:
+    """One row of table1.csv, numbers as printed: "0.80" stays "0.80", "1.0" stays "1.0".
+
+    `kind` is "published" (the paper's own table) or "third_party" (someone else's run or quotation of Sparse VD).
+    `confidence` is "read" (in the named source) or "derived" (computed from what was read; `remark` says how).
+    """
+
+    kind: str
+    network: str
+    dataset: str
+    architecture: str
+    method: str
+    error_pct: str
+    sparsity_per_layer_pct: str
+    compression: str
+    source: str
+    confidence: str
+    remark: str
+
+
+def reference_file(name: str) -> Path:
+    """A file of published numbers, in an installed package or in a checkout. Raises FileNotFoundError."""
+    for folder in _FOLDERS:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{name} is in none of {', '.join(map(str, _FOLDERS))}; reinstall vdbench")
+
+
+@cache
+def table1() -> tuple[Published, ...]:
+    """The LeNet rows of the paper's Table 1, then others' results with its method."""
+    with reference_file("table1.csv").open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        names = [field.name for field in fields(Published)]
+        if reader.fieldnames != names:
+            raise ValueError(f"table1.csv: columns {reader.fieldnames}, expected {names}")
+        return tuple(Published(**row) for row in reader)
+
+
+def rows(kind: str, experiment: Experiment) -> list[Published]:
+    """The rows of one kind measured like this experiment: same network, same data set, error on the test set.
+
+    None, therefore, for an experiment that measures a validation error.
+    """
+    if experiment.validation_size:
+        return []
+    wanted = kind, experiment.model, experiment.dataset
+    return [row for row in table1() if (row.kind, row.network, row.dataset) == wanted]
+
+
+def sparse_vd(experiment: Experiment) -> Published | None:
+    """The paper's own result for its method; None where it published none that compares."""
+    return next((row for row in rows("published", experiment) if row.method == SPARSE_VD), None)

@@ -1,0 +1,38 @@
+"""Tables, from records alone: CSV for machines, Markdown and LaTeX for readers, plain text for a terminal."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vdbench import outputs
+from vdbench.config import Suite
+from vdbench.tables import render, runs, speedup, table1
+from vdbench.tables.results import Sources, gather, source_notes
+
+TABLES = {"table1": table1.document, "runs": runs.document, "speedup": speedup.document}
+_NOTES_IN_TERMINAL = 8
+
+
+def write_tables(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]], output: Path) -> list[Path]:
+    """Write every table of `outputs.table_names(suite)`.
+
+    `sources` are the current records by where they come from, such as "recorded" and "this machine", in the order of
+    the columns; `notes` are the lines `records.load` gave with them.
+    """
+    documents = [TABLES[name](suite, sources, notes) for name in outputs.tables(suite)]
+    return [path for document in documents for path in render.write(document, output)]
+
+
+def render_text(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]]) -> str:
+    """Table 1 for a terminal of 110 columns."""
+    results = gather(suite, sources)
+    parts = []
+    for name, experiment in suite.experiments.items():
+        ours = [result for result in results if result.name == name]
+        frame = table1.terminal(experiment, ours)
+        body = "(no runs yet)" if frame.empty else render.to_text(frame)
+        parts.append(f"{outputs.title(name, experiment)}, {outputs.error_name(experiment)}\n{body}")
+    lines = source_notes(sources, notes)
+    if len(lines) > _NOTES_IN_TERMINAL:
+        hidden = len(lines) - _NOTES_IN_TERMINAL
+        lines = [*lines[:_NOTES_IN_TERMINAL], f"and {hidden} more such lines; all of them are in table1.md"]
+    return "\n\n".join([*parts, "\n".join(lines)]).strip() + "\n"
