@@ -74,10 +74,8 @@ def multiply_adds(model: nn.Module, example: Tensor) -> MultiplyAdds:
 
     def count(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: object, output: Tensor) -> None:
-            spatial = (
-                math.prod(output.shape[2:]) if isinstance(module, nn.Conv2d) else output[0].numel() // output.shape[-1]
-            )
-            positions[name] = positions.get(name, 0) + spatial
+            channels = output.shape[1 if isinstance(module, nn.Conv2d) else -1]
+            positions[name] = positions.get(name, 0) + output[0].numel() // channels
 
         return hook
 

@@ -92,7 +92,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
 
 
 def build_model(spec: RunSpec, num_classes: int, pretrained: Path | None) -> nn.Module:
-    """The net a run starts from: seeded initial weights, or those of the dense run, made variational if the method is."""
+    """The net a run starts from: seeded initial weights or dense ones, made variational if the method is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(spec.seed, "initial"))
         model = MODELS[spec.model](num_classes)

@@ -33,7 +33,7 @@ def log_alpha(weight: Tensor, log_sigma2: Tensor) -> Tensor:
 
 
 def _fused(*tensors: Tensor) -> bool:
-    """Whether the numba kernels serve these tensors: float32 on a CPU, memory without gaps in one and the same order."""
+    """Whether the numba kernels serve these tensors: float32 on a CPU, without gaps, in one memory order."""
     first = tensors[0]
     return not torch.compiler.is_compiling() and all(
         t.device.type == "cpu" and t.dtype == torch.float32 and t.stride() == torch.empty_like(first).stride()
