@@ -1,6 +1,5 @@
 """What is measured of a network: error, sparsity, compression and multiply-adds."""
 
-import math
 from collections.abc import Callable
 
 import torch

@@ -250,7 +250,8 @@ def _start(spec: RunSpec, data: Dataset, pretrained: Path | None, matched: Path 
         scores = torch.Generator().manual_seed(derived_seed(spec.seed, "scores")) if spec.method == "random" else None
         pruner = GradualPruner(model, kept, scores)
     optimizer = build_optimizer(model, spec.recipe)
-    return Training(spec, data, model, optimizer, pruner, device, history=[], good=dict(model.state_dict()))
+    good = {name: value.clone() for name, value in model.state_dict().items()}
+    return Training(spec, data, model, optimizer, pruner, device, history=[], good=good)
 
 
 def train(

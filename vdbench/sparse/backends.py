@@ -2,6 +2,7 @@
 gives a function from a float32 (N, C, H, W) array to an array of logits."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,9 @@ def scipy_csr(model: nn.Module, threads: int) -> Run:
 class _TorchCsrLinear(nn.Module):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        self.weight = layer.weight.detach().to_sparse_csr()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            self.weight = layer.weight.detach().to_sparse_csr()
         self.bias = layer.bias[:, None].detach()
 
     def forward(self, input: Tensor) -> Tensor:
