@@ -286,7 +286,7 @@ def train(
         "code": code_digest(),
         "threads": torch.get_num_threads(),
         "device": device,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
     }
     resume, seconds_before = output / "resume.pt", 0.0
     if resume.exists():
