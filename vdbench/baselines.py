@@ -48,7 +48,7 @@ class GradualPruner:
             left = total - round(gradual_sparsity(total - self.kept[name], progress))
             kept = score.flatten().topk(left).indices
             mask = torch.zeros(total, dtype=weight.dtype, device=weight.device)
-            self.masks[name] = mask.index_fill_(0, kept, 1.0).view(weight.shape).to(memory_format=torch.preserve_format)
+            self.masks[name] = mask.index_fill_(0, kept, 1.0).view(weight.shape)
         self.apply()
 
     @torch.no_grad()

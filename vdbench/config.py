@@ -66,8 +66,8 @@ class GradualRecipe(DenseRecipe):
 
     @model_validator(mode="after")
     def _pruning_fits(self) -> Self:
-        if self.prune_epochs > self.epochs:
-            raise ValueError(f"prune_epochs ({self.prune_epochs}) exceeds epochs ({self.epochs})")
+        if self.prune_epochs >= self.epochs:
+            raise ValueError(f"prune_epochs ({self.prune_epochs}) leaves none of epochs ({self.epochs}) to fine-tune")
         return self
 
 
@@ -132,17 +132,21 @@ class Experiment(Strict):
 class Timing(Strict):
     """How inference is timed: contenders interleaved, in one process."""
 
-    batch_sizes: list[Annotated[int, Field(gt=0)]] = Field([1, 64, 256], min_length=1, description="examples a call")
+    batch_sizes: list[Annotated[int, Field(gt=0)]] = Field(
+        default=[1, 64, 256], min_length=1, description="examples a call"
+    )
     threads: list[Annotated[int, Field(gt=0)] | Literal["all"]] = Field(
-        [1, "all"], min_length=1, description="numbers of threads"
+        default=[1, "all"], min_length=1, description="numbers of threads"
     )
     backends: list[Backend] = Field(
-        ["torch_dense", "scipy_csr", "torch_csr", "onnxruntime"],
+        default=["torch_dense", "scipy_csr", "torch_csr", "onnxruntime"],
         min_length=1,
         description="contenders; one that is not installed is left out with a note",
     )
-    rounds: int = Field(30, gt=0, description="interleaved samples of every contender")
-    min_sample_s: float = Field(0.002, gt=0, description="calls are repeated within a sample until it lasts this long")
+    rounds: int = Field(default=30, gt=0, description="interleaved samples of every contender")
+    min_sample_s: float = Field(
+        default=0.002, gt=0, description="calls are repeated within a sample until it lasts this long"
+    )
 
 
 class Suite(Strict):

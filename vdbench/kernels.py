@@ -6,18 +6,21 @@ generator that vectorises: that is most of what a step costs above a dense one. 
 not one over library calls. All arrays are flat, contiguous and of one length.
 """
 
+# numba calls an intrinsic without the typing context it is defined with, and infers what Python leaves open
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
+
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from vdbench import variational
+from vdbench import posterior as constants
 
 f32 = np.float32
 _I32, _FLOAT = ir.IntType(32), ir.FloatType()
 _EXPONENT_ONE, _SQRT_HALF_BITS = 127, 0x3F3504F3
-_EPS, _CLIP = f32(variational.EPS), f32(variational.LOG_ALPHA_CLIP)
-_K1, _K2, _K3 = f32(variational.K1), f32(variational.K2), f32(variational.K3)
+_EPS, _CLIP = f32(constants.EPS), f32(constants.LOG_ALPHA_CLIP)
+_K1, _K2, _K3 = f32(constants.K1), f32(constants.K2), f32(constants.K3)
 _LARGEST = f32(87.0)  # exp of more does not fit a float32
 _LOG2E, _LN2_HIGH, _LN2_LOW = f32(1.44269504), f32(0.693359375), f32(-2.12194440e-4)
 _BLOCK = 8192  # summed in float32 by itself, then in float64: the sum keeps its precision over millions of weights
@@ -39,10 +42,10 @@ _JIT = {
 
 
 @intrinsic
-def _power_of_two(typing, n):  # type: ignore[no-untyped-def]
+def _power_of_two(typing, n):
     """2^n for a whole n, put together as exponent bits."""
 
-    def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def build(context, builder, signature, args):
         exponent = builder.add(builder.fptosi(args[0], _I32), _I32(_EXPONENT_ONE))
         return builder.bitcast(builder.shl(exponent, _I32(23)), _FLOAT)
 
@@ -50,10 +53,10 @@ def _power_of_two(typing, n):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _exponent(typing, x):  # type: ignore[no-untyped-def]
+def _exponent(typing, x):
     """The n for which x / 2^n lies in [sqrt(1/2), sqrt(2))."""
 
-    def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def build(context, builder, signature, args):
         bits = builder.sub(builder.bitcast(args[0], _I32), _I32(_SQRT_HALF_BITS))
         return builder.sitofp(builder.ashr(bits, _I32(23)), _FLOAT)
 
@@ -61,7 +64,7 @@ def _exponent(typing, x):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _exp(x):  # type: ignore[no-untyped-def]
+def _exp(x):
     """exp(x) for |x| < 87."""
     n = np.floor(x * _LOG2E + f32(0.5))
     r = x - n * _LN2_HIGH - n * _LN2_LOW
@@ -75,7 +78,7 @@ def _exp(x):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _log(x):  # type: ignore[no-untyped-def]
+def _log(x):
     """log(x) for a normal, positive x."""
     n = _exponent(x)
     m = x * _power_of_two(-n) - f32(1.0)
@@ -93,14 +96,14 @@ def _log(x):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _clip(x, limit):  # type: ignore[no-untyped-def]
+def _clip(x, limit):
     """x limited to [-limit, limit]; NaN stays NaN, so that a diverged run shows."""
-    x = limit if x > limit else x
-    return -limit if x < -limit else x
+    x = min(x, limit)
+    return max(x, -limit)
 
 
 @njit(**_JIT)
-def _posterior_block(weight, log_sigma2, mean, variance, by_weight, by_log_sigma2, alpha_limit):  # type: ignore[no-untyped-def]
+def _posterior_block(weight, log_sigma2, mean, variance, by_weight, by_log_sigma2, alpha_limit):
     kl = f32(0.0)
     for i in range(weight.size):
         square = weight[i] * weight[i] + _EPS
@@ -114,14 +117,14 @@ def _posterior_block(weight, log_sigma2, mean, variance, by_weight, by_log_sigma
         by_log_sigma2[i] = slope
         by_weight[i] = f32(-2.0) * weight[i] / square * slope
         variance[i] = _exp(_clip(log_sigma2[i], _LARGEST))
-        mean[i] = weight[i] if variance[i] < alpha_limit * square else f32(0.0)
+        mean[i] = f32(0.0) if variance[i] >= alpha_limit * square else weight[i]
     return kl
 
 
 @njit(**_JIT)
-def posterior(weight, log_sigma2, mean, variance, by_weight, by_log_sigma2, alpha_limit):  # type: ignore[no-untyped-def]
-    """The summed KL divergence; written into the arrays given: variance = exp(log_sigma2), mean = weight where
-    variance < alpha_limit * (weight^2 + 1e-8) and else 0, and the gradients of the KL divergence."""
+def posterior(weight, log_sigma2, mean, variance, by_weight, by_log_sigma2, alpha_limit):
+    """The summed KL divergence; written into the arrays given: variance = exp(log_sigma2), mean = 0 where
+    variance >= alpha_limit * (weight^2 + 1e-8) and else weight, and the gradients of the KL divergence."""
     kl = 0.0
     for start in range(0, weight.size, _BLOCK):
         part = slice(start, min(start + _BLOCK, weight.size))
@@ -138,7 +141,7 @@ def posterior(weight, log_sigma2, mean, variance, by_weight, by_log_sigma2, alph
 
 
 @njit(**_JIT)
-def posterior_gradients(  # type: ignore[no-untyped-def]
+def posterior_gradients(
     grad_mean,
     grad_variance,
     grad_kl,
@@ -153,13 +156,13 @@ def posterior_gradients(  # type: ignore[no-untyped-def]
     """The gradients of `posterior` by weight and by log_sigma2, written into `grad_weight` and `grad_log_sigma2`."""
     scale, limit = f32(grad_kl), f32(alpha_limit)
     for i in range(weight.size):
-        kept = variance[i] < limit * (weight[i] * weight[i] + _EPS)
-        grad_weight[i] = by_weight[i] * scale + (grad_mean[i] if kept else f32(0.0))
+        removed = variance[i] >= limit * (weight[i] * weight[i] + _EPS)
+        grad_weight[i] = by_weight[i] * scale + (f32(0.0) if removed else grad_mean[i])
         grad_log_sigma2[i] = by_log_sigma2[i] * scale + grad_variance[i] * variance[i]
 
 
 @njit(inline="always")
-def _box_muller(a, b):  # type: ignore[no-untyped-def]
+def _box_muller(a, b):
     """Two independent standard normals from two random 32-bit words."""
     uniform = (f32(np.int32(a >> np.uint64(8))) + f32(1.0)) * f32(2.0**-24)
     radius = np.sqrt(f32(-2.0) * _log(uniform))
@@ -171,22 +174,22 @@ def _box_muller(a, b):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def philox(counter, key0, key1):  # type: ignore[no-untyped-def]
+def philox(counter, key0, key1):
     """Four random 32-bit words: Philox4x32-10 (Salmon et al., SC 2011) at the counter (counter, 0, 0, 0)."""
     x0, x1, x2, x3 = counter, np.uint64(0), np.uint64(0), np.uint64(0)
     for _ in range(10):
         product0, product1 = _PHILOX_M0 * x0, _PHILOX_M1 * x2
-        x0, x1 = ((product1 >> np.uint64(32)) ^ x1 ^ key0) & _LOW_WORD, product1 & _LOW_WORD
-        x2, x3 = ((product0 >> np.uint64(32)) ^ x3 ^ key1) & _LOW_WORD, product0 & _LOW_WORD
+        x0, x1 = (((product1 >> np.uint64(32)) ^ x1 ^ key0) & _LOW_WORD, product1 & _LOW_WORD)
+        x2, x3 = (((product0 >> np.uint64(32)) ^ x3 ^ key1) & _LOW_WORD, product0 & _LOW_WORD)
         key0, key1 = (key0 + _PHILOX_W0) & _LOW_WORD, (key1 + _PHILOX_W1) & _LOW_WORD
     return x0, x1, x2, x3
 
 
 @njit(**_JIT)
-def fill_normal(out, seed):  # type: ignore[no-untyped-def]
+def fill_normal(out, seed):
     """Standard normals from a 64-bit seed, whatever the machine. The length of `out` is a multiple of 4."""
     quarter = out.size // 4
-    q0, q1, q2, q3 = out[:quarter], out[quarter : 2 * quarter], out[2 * quarter : 3 * quarter], out[3 * quarter :]
+    q0, q1, q2, q3 = (out[:quarter], out[quarter : 2 * quarter], out[2 * quarter : 3 * quarter], out[3 * quarter :])
     key0, key1 = np.uint64(seed) & _LOW_WORD, np.uint64(seed) >> np.uint64(32)
     for i in range(quarter):
         a, b, c, d = philox(np.uint64(i), key0, key1)
@@ -195,7 +198,7 @@ def fill_normal(out, seed):  # type: ignore[no-untyped-def]
 
 
 @njit(**_JIT)
-def add_noise(mean, variance, noise, out):  # type: ignore[no-untyped-def]
+def add_noise(mean, variance, noise, out):
     """out = mean + std * noise; `noise` is overwritten with d out / d variance."""
     for i in range(mean.size):
         std = np.sqrt(max(variance[i], f32(0.0)) + _EPS)

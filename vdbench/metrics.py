@@ -1,6 +1,7 @@
 """What is measured of a network: error, sparsity, compression and multiply-adds."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,18 @@ def sparsity(model: nn.Module) -> float:
     return size(model).sparsity
 
 
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode within the block; after it every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def multiply_adds(model: nn.Module, example: Tensor) -> MultiplyAdds:
     """Multiply-adds for one example, dense and with the zeros left out (each weight times its output positions).
 
@@ -80,12 +93,10 @@ def multiply_adds(model: nn.Module, example: Tensor) -> MultiplyAdds:
 
     found = weights(model)
     handles = [model.get_submodule(name).register_forward_hook(count(name)) for name in found]
-    was_training = model.training
     try:
-        with torch.no_grad():
-            model.eval()(example)
+        with torch.no_grad(), _evaluating(model):
+            model(example)
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()
     dense = sum(weight.numel() * positions.get(name, 0) for name, weight in found.items())
@@ -100,17 +111,15 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, floa
     Args:
         images: (N, C, H, W) float. labels: (N,) int64, on the same device as the model.
     """
-    was_training = model.training
-    model.eval()
     wrong = wrong5 = 0
     cross_entropy = 0.0
-    for start in range(0, len(labels), EVALUATION_BATCH):
-        target = labels[start : start + EVALUATION_BATCH]
-        logits = model(images[start : start + EVALUATION_BATCH])
-        top5 = logits.topk(5, dim=1).indices == target[:, None]
-        wrong += len(target) - int(top5[:, 0].sum())
-        wrong5 += len(target) - int(top5.sum())
-        cross_entropy += float(functional.cross_entropy(logits, target, reduction="sum"))
-    model.train(was_training)
+    with _evaluating(model):
+        for start in range(0, len(labels), EVALUATION_BATCH):
+            target = labels[start : start + EVALUATION_BATCH]
+            logits = model(images[start : start + EVALUATION_BATCH])
+            top5 = logits.topk(5, dim=1).indices == target[:, None]
+            wrong += len(target) - int(top5[:, 0].sum())
+            wrong5 += len(target) - int(top5.sum())
+            cross_entropy += float(functional.cross_entropy(logits, target, reduction="sum"))
     count = len(labels)
     return {"error": 100 * wrong / count, "top5_error": 100 * wrong5 / count, "cross_entropy": cross_entropy / count}

@@ -5,7 +5,6 @@ import platform
 import resource
 import subprocess
 import sys
-from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -62,23 +61,26 @@ def peak_rss_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20, 1)
 
 
-def started_now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _commit() -> tuple[str | None, bool | None]:
+    """The commit of the package and whether it was changed since; nothing if it is not under version control."""
+    if _git("ls-files", "--error-unmatch", str(PACKAGE)) is None:
+        return None, None
+    return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--untracked-files=no"))
 
 
-def provenance(device: str, started_at: str) -> Provenance:
+def provenance(device: str, started_at: str, command: str) -> Provenance:
     """This process, its code and its machine. `device` as torch names it: "cpu", "cuda"."""
     import torch
 
-    commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    commit, dirty = _commit()
     return Provenance(
         git_commit=commit,
-        git_dirty=None if commit is None or status is None else bool(status),
+        git_dirty=dirty,
         versions=package_versions(),
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
         cpu=cpu_model(),
         threads=torch.get_num_threads(),
         deterministic=device == "cpu",
         started_at=started_at,
-        command=" ".join(["vdbench", *sys.argv[1:2]]),
+        command=command,
     )

@@ -1,6 +1,5 @@
 """From trained weights to a pruned net: masks at the threshold, evaluation, the trade-off over thresholds."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from vdbench import metrics, netfile, records
-from vdbench.config import VARIATIONAL_METHODS, RunSpec, spec_sha256, stage_versions
+from vdbench.config import VARIATIONAL_METHODS, RunSpec, spec_sha256
 from vdbench.data import Dataset
+from vdbench.job import Job
 from vdbench.models import MODELS
-from vdbench.provenance import code_digest, peak_rss_mb, provenance, started_now
 from vdbench.records import Control, CurvePoint, LayerHistogram, Record
-from vdbench.training import build_model, load_tensors, pick_device, state_sha256
+from vdbench.tensors import load_state, state_sha256
+from vdbench.training import build_model, pick_device
 from vdbench.variational import LOG_ALPHA_CLIP, variational_layers
 
 CURVE_THRESHOLDS = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
@@ -43,12 +43,12 @@ def load_net(path: Path) -> tuple[nn.Module, dict[str, object]]:
         NetFileError: the file is not a pruned net of a model known here.
     """
     arrays, meta = netfile.read_arrays(path)
-    if meta.get("model") not in MODELS:
+    if str(meta.get("model")) not in MODELS:
         raise netfile.NetFileError(f"{path}: a net of unknown model {meta.get('model')!r}; known: {sorted(MODELS)}")
-    model = MODELS[meta["model"]](int(meta["num_classes"]))
     try:
+        model = MODELS[meta["model"]](int(meta["num_classes"]))
         model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, KeyError, ValueError) as error:
         raise netfile.NetFileError(f"{path}: does not fit {meta['model']}: {error}") from None
     return model.eval(), meta
 
@@ -61,7 +61,7 @@ def trade_off(model: nn.Module, data: Dataset) -> list[CurvePoint]:
     for threshold in CURVE_THRESHOLDS:
         for layer in layers:
             layer.loga_threshold = threshold
-        size, evaluated = metrics.size(model), metrics.evaluate(model, data.eval_images, data.eval_labels)
+        size, evaluated = (metrics.size(model), metrics.evaluate(model, data.eval_images, data.eval_labels))
         points.append(
             CurvePoint(
                 threshold=threshold,
@@ -97,14 +97,15 @@ def prune(
         control: prune record of the dense net the run is compared with; None for the dense run itself.
 
     Raises:
-        RecordError: an input cannot be read.
+        RecordError: an input cannot be read, or the weights belong to another spec.
     """
-    started_at, started = started_now(), time.perf_counter()
+    job, content = Job("prune", spec, suite), spec.content()
     trained = records.read(weights.parent / "train.json")
+    if trained.spec_sha256 != spec_sha256(content):
+        raise records.RecordError(f"{weights} was trained under another spec than this job's; rerun its training")
     device = pick_device()
     model = build_model(spec, data.num_classes, pretrained=None)
-    state = load_tensors(weights)
-    model.load_state_dict(state)
+    load_state(model, weights)
     model.to(device).eval()
     data = data.to(device)
     evaluated = metrics.evaluate(model, data.eval_images, data.eval_labels)
@@ -119,23 +120,13 @@ def prune(
             "dataset": spec.dataset,
             "method": spec.method,
             "seed": spec.seed,
-            "spec_sha256": spec_sha256(spec.content()),
+            "spec_sha256": spec_sha256(content),
         },
     )
     dense = records.read(control) if control else None
     size = metrics.size(model).model_copy(update={"file_bytes": path.stat().st_size})
-    record = Record(
-        suite=suite,
-        experiment=spec.experiment,
-        dataset=spec.dataset,
-        model=spec.model,
-        method=spec.method,
-        stage="prune",
-        seed=spec.seed,
-        spec=spec.content(),
-        spec_sha256=spec_sha256(spec.content()),
-        versions=stage_versions("prune"),
-        code_digest=code_digest(),
+    record = job.record(
+        device=device,
         status=trained.status,
         message=trained.message,
         metrics=evaluated,
@@ -147,9 +138,6 @@ def prune(
         curve=trade_off(model, data) if variational else [],
         log_alpha_histogram=log_alpha_histograms(model) if variational else [],
         weights_sha256=state_sha256(pruned_state(model)),
-        wall_s=round(time.perf_counter() - started, 3),
-        peak_rss_mb=peak_rss_mb(),
-        provenance=provenance(device, started_at),
     )
     records.write(record, output / "prune.json")
     return record

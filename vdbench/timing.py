@@ -1,5 +1,6 @@
 """Inference timed side by side: all contenders in one process, interleaved, after their outputs were found equal."""
 
+import itertools
 import logging
 import os
 import time
@@ -7,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from vdbench import records
-from vdbench.config import RunSpec, spec_sha256, stage_versions
-from vdbench.provenance import code_digest, peak_rss_mb, provenance, started_now
+from vdbench.config import Backend, RunSpec, SuiteError
+from vdbench.job import Job
+from vdbench.process import denormals_are_zero, threads_restored
 from vdbench.pruning import load_net
 from vdbench.records import Record, Timing
 from vdbench.sparse.backends import BACKENDS, BackendMissing, Run
@@ -60,65 +63,52 @@ def check_equal(runs: dict[str, Run], images: np.ndarray) -> None:
             raise UnequalOutputs(f"{name} differs from {reference_name} by {worst:.1e} of the largest logit")
 
 
+def _build(model: nn.Module, threads: int, names: list[Backend]) -> tuple[dict[str, Run], dict[str, str]]:
+    """The contenders, and why those that are not among them are missing."""
+    runs: dict[str, Run] = {}
+    missing: dict[str, str] = {}
+    for name in names:
+        try:
+            runs[name] = BACKENDS[name](model, threads)
+        except BackendMissing as error:
+            missing[name] = str(error)
+            log.warning("%s left out: %s", name, error)
+    return runs, missing
+
+
 def time_inference(spec: RunSpec, *, suite: str, output: Path, pruned: Path, progress: bool = False) -> Record:
     """Time a pruned net on every backend, batch size and thread count of `spec.timing`, and write `time.json`.
 
     A backend that is not installed is left out, with a line in the record. Threads and samples are recorded.
 
     Raises:
-        ValueError: the spec has no timing part. NetFileError: `pruned` is not a pruned net.
-        UnequalOutputs: backends disagree.
+        SuiteError: the spec has no timing part.
+        NetFileError: `pruned` is not a pruned net. UnequalOutputs: backends disagree.
     """
     if spec.timing is None:
-        raise ValueError("this spec does not say how to time: it lacks 'timing'")
-    torch.set_flush_denormal(True)
-    started_at, started = started_now(), time.perf_counter()
+        raise SuiteError("--spec: does not say how to time: it lacks 'timing'")
+    job = Job("time", spec, suite)
     model, _ = load_net(pruned)
     generator = np.random.default_rng(0)
     timings: list[Timing] = []
     missing: dict[str, str] = {}
     thread_counts = list(dict.fromkeys(available_cores() if t == "all" else t for t in spec.timing.threads))
-    before = torch.get_num_threads()
-    with tqdm(total=len(thread_counts) * len(spec.timing.batch_sizes), disable=not progress) as bar:
-        for threads in thread_counts:
+    settings = list(itertools.product(thread_counts, spec.timing.batch_sizes))
+    with threads_restored(), denormals_are_zero(), tqdm(settings, disable=not progress) as bar:
+        for threads, batch_size in bar:
             torch.set_num_threads(threads)
-            runs: dict[str, Run] = {}
-            for name in spec.timing.backends:
-                try:
-                    runs[name] = BACKENDS[name](model, threads)
-                except BackendMissing as error:
-                    missing[name] = str(error)
-                    log.warning("%s left out: %s", name, error)
-            for batch_size in spec.timing.batch_sizes:
-                images = generator.random((batch_size, 1, 28, 28), dtype=np.float32)
-                check_equal(runs, images)
-                samples = interleaved(runs, images, spec.timing.rounds, spec.timing.min_sample_s)
-                timings += [
-                    Timing(backend=name, device="cpu", threads=threads, batch_size=batch_size, samples_s=taken)
-                    for name, taken in samples.items()
-                ]
-                medians = ", ".join(f"{name} {1e6 * np.median(s) / batch_size:.1f}" for name, s in samples.items())
-                log.info("threads %d  batch %d  us an image: %s", threads, batch_size, medians)
-                bar.update()
-    torch.set_num_threads(before)
-    record = Record(
-        suite=suite,
-        experiment=spec.experiment,
-        dataset=spec.dataset,
-        model=spec.model,
-        method=spec.method,
-        stage="time",
-        seed=spec.seed,
-        spec=spec.content(),
-        spec_sha256=spec_sha256(spec.content()),
-        versions=stage_versions("time"),
-        code_digest=code_digest(),
-        status="ok",
-        timing=timings,
-        missing_backends=missing,
-        wall_s=round(time.perf_counter() - started, 3),
-        peak_rss_mb=peak_rss_mb(),
-        provenance=provenance("cpu", started_at),
-    )
+            runs, missing = _build(model, threads, spec.timing.backends)
+            if not runs:
+                continue
+            images = generator.random((batch_size, 1, 28, 28), dtype=np.float32)
+            check_equal(runs, images)
+            samples = interleaved(runs, images, spec.timing.rounds, spec.timing.min_sample_s)
+            timings += [
+                Timing(backend=name, device="cpu", threads=threads, batch_size=batch_size, samples_s=taken)
+                for name, taken in samples.items()
+            ]
+            medians = ", ".join(f"{name} {1e6 * np.median(s) / batch_size:.1f}" for name, s in samples.items())
+            log.info("threads %d  batch %d  us an image: %s", threads, batch_size, medians)
+    record = job.record(device="cpu", status="ok", timing=timings, missing_backends=missing)
     records.write(record, output / "time.json")
     return record

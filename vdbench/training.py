@@ -1,7 +1,6 @@
 """One training loop for every net and method, resumable after each epoch."""
 
 import csv
-import hashlib
 import logging
 import math
 import time
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,12 +24,15 @@ from vdbench.config import (
     SuiteError,
     VariationalRecipe,
     spec_sha256,
-    stage_versions,
 )
 from vdbench.data import Dataset
+from vdbench.job import Job
 from vdbench.models import MODELS
-from vdbench.provenance import code_digest, peak_rss_mb, provenance, started_now
+from vdbench.process import denormals_are_zero, own_randomness
+from vdbench.provenance import code_digest
 from vdbench.records import Record
+from vdbench.schedules import derived_seed, kl_weight, learning_rate
+from vdbench.tensors import file_sha256, load_state, load_tensors, save_tensors, state_sha256
 from vdbench.variational import forward_with_kl, to_variational_dropout, variational_layers
 
 log = logging.getLogger("vdbench")
@@ -39,65 +40,19 @@ log = logging.getLogger("vdbench")
 CHECKPOINT_SECONDS = 10.0  # a kill loses at most this much work and the epoch in progress
 DIVERGENCE_CHECK_STEPS = 100
 PRUNING_STEPS = 100  # steps between two updates of the baselines' masks
-_STREAMS = {"initial": 0, "order": 1, "noise": 2, "scores": 3}
 
 
 def pick_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def derived_seed(seed: int, stream: str, epoch: int = 0) -> int:
-    """A seed for one purpose and epoch of a run, so that an epoch's randomness needs no state from the one before."""
-    return int(np.random.SeedSequence([seed, _STREAMS[stream], epoch]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def learning_rate(recipe: DenseRecipe, epoch: int) -> float:
-    """Constant for `constant_epochs`, then linear to zero at the end; `epoch` counts from 0."""
-    falling = max(recipe.epochs - recipe.constant_epochs, 1)
-    return recipe.learning_rate * min(1.0, (recipe.epochs - epoch) / falling)
-
-
-def kl_weight(recipe: DenseRecipe, epoch: int) -> float:
-    """0 for `kl_zero_epochs`, then linear to 1 over `kl_warmup_epochs`; `epoch` counts from 0."""
-    if not isinstance(recipe, VariationalRecipe):
-        return 0.0
-    since = epoch - recipe.kl_zero_epochs
-    if since < 0:
-        return 0.0
-    return 1.0 if since >= recipe.kl_warmup_epochs else since / recipe.kl_warmup_epochs
-
-
-def state_sha256(state: dict[str, Tensor]) -> str:
-    """Hash of a state dict's names and values."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def save_tensors(path: Path, content: dict[str, Any]) -> None:
-    with records.atomic_write(path) as temporary:
-        torch.save(content, temporary)
-
-
-def load_tensors(path: Path) -> dict[str, Any]:
-    """Read what `save_tensors` wrote; nothing in the file is executed. Raises RecordError naming the file."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise records.RecordError(f"{path}: no such weights; run the job that makes them") from None
-    except Exception as error:
-        raise records.RecordError(f"{path}: not readable as weights ({error}); delete it and rerun its job") from None
-
-
 def build_model(spec: RunSpec, num_classes: int, pretrained: Path | None) -> nn.Module:
     """The net a run starts from: seeded initial weights or dense ones, made variational if the method is."""
-    with torch.random.fork_rng(devices=[]):
+    with own_randomness():
         torch.manual_seed(derived_seed(spec.seed, "initial"))
         model = MODELS[spec.model](num_classes)
     if pretrained is not None:
-        model.load_state_dict(load_tensors(pretrained))
+        load_state(model, pretrained)
     recipe = spec.recipe
     if isinstance(recipe, VariationalRecipe):
         to_variational_dropout(model, loga_threshold=spec.threshold, initial_log_sigma2=recipe.initial_log_sigma2)
@@ -238,6 +193,10 @@ def _write_history(path: Path, history: list[dict[str, float]]) -> None:
 
 
 def _start(spec: RunSpec, data: Dataset, pretrained: Path | None, matched: Path | None, device: str) -> Training:
+    if spec.recipe.batch_size > len(data.train_labels):
+        raise SuiteError(
+            f"batch_size {spec.recipe.batch_size} exceeds the {len(data.train_labels):,} training examples"
+        )
     needs_pretrained = spec.method == "vd_finetune" or spec.method in BASELINE_METHODS
     if needs_pretrained and pretrained is None:
         raise SuiteError(f"{spec.method} starts from dense weights: pass --pretrained weights.pt")
@@ -248,7 +207,10 @@ def _start(spec: RunSpec, data: Dataset, pretrained: Path | None, matched: Path 
             raise SuiteError(f"{spec.method} copies another run's sparsity: pass --matched prune.json")
         kept = {layer.name: layer.nonzero for layer in records.read(matched).layers}
         scores = torch.Generator().manual_seed(derived_seed(spec.seed, "scores")) if spec.method == "random" else None
-        pruner = GradualPruner(model, kept, scores)
+        try:
+            pruner = GradualPruner(model, kept, scores)
+        except ValueError as error:
+            raise records.RecordError(f"{matched}: {error}") from None
     optimizer = build_optimizer(model, spec.recipe)
     good = {name: value.clone() for name, value in model.state_dict().items()}
     return Training(spec, data, model, optimizer, pruner, device, history=[], good=good)
@@ -267,7 +229,7 @@ def train(
     """Train one run and write `train.json`, `weights.pt` and `history.csv` into `output`.
 
     A run that was killed goes on from `resume.pt`, which is removed at the end, and ends with the same weights, bit
-    for bit on a CPU, as one that was not. A checkpoint of another spec, code, thread count or device is ignored.
+    for bit on a CPU, as one that was not. A checkpoint of another spec, code, input, thread count or device is ignored.
 
     Args:
         pretrained: dense weights, for vd_finetune and the baselines.
@@ -277,13 +239,13 @@ def train(
     Raises:
         SuiteError: an input the method needs is not given. RecordError: an input cannot be read.
     """
-    torch.set_flush_denormal(True)  # weights on their way to zero would slow every operation they take part in
-    started_at, started = started_now(), time.perf_counter()
+    job = Job("train", spec, suite)
     device = pick_device()
     run = _start(spec, data.to(device), pretrained, matched, device)
     identity = {
         "spec": spec_sha256(spec.content()),
         "code": code_digest(),
+        "inputs": [file_sha256(path) for path in (pretrained, matched) if path],
         "threads": torch.get_num_threads(),
         "device": device,
         "torch": str(torch.__version__),
@@ -291,43 +253,30 @@ def train(
     resume, seconds_before = output / "resume.pt", 0.0
     if resume.exists():
         saved = load_tensors(resume)
-        if saved["identity"] == identity:
+        if saved.get("identity") == identity:
             run.restore(saved["state"])
             seconds_before = saved["seconds"]
             log.info("resumed after epoch %d", len(run.history))
         else:
-            log.warning("%s was left by another spec, code, thread count or device: starting over", resume)
+            log.warning("%s comes from another spec, code, input, thread count or device: starting over", resume)
 
     def save(state: dict[str, Any]) -> None:
-        seconds = seconds_before + time.perf_counter() - started
-        save_tensors(resume, {"identity": identity, "state": state, "seconds": seconds})
+        save_tensors(resume, {"identity": identity, "state": state, "seconds": seconds_before + job.seconds})
 
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with own_randomness(), denormals_are_zero():
         finished = run.run(save, progress)
     save_tensors(output / "weights.pt", run.good)
     _write_history(output / "history.csv", run.history)
     last = run.history[-1] if run.history else {}
-    record = Record(
-        suite=suite,
-        experiment=spec.experiment,
-        dataset=spec.dataset,
-        model=spec.model,
-        method=spec.method,
-        stage="train",
-        seed=spec.seed,
-        spec=spec.content(),
-        spec_sha256=spec_sha256(spec.content()),
-        versions=stage_versions("train"),
-        code_digest=code_digest(),
+    record = job.record(
+        device=device,
+        seconds_before=seconds_before,
         status="ok" if finished else "diverged",
         message="" if finished else f"loss or weights stopped being numbers in epoch {len(run.history) + 1}",
         metrics={key: last[key] for key in ("epoch", "error", "loss", "class_loss", "kl") if key in last},
         threshold=spec.threshold,
         history="history.csv",
         weights_sha256=state_sha256(run.good),
-        wall_s=round(seconds_before + time.perf_counter() - started, 3),
-        peak_rss_mb=peak_rss_mb(),
-        provenance=provenance(device, started_at),
     )
     records.write(record, output / "train.json")
     resume.unlink(missing_ok=True)

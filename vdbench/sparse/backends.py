@@ -74,7 +74,7 @@ def onnxruntime(model: nn.Module, threads: int) -> Run:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"input": images})[0]
+    return lambda images: np.asarray(session.run(None, {"input": images})[0])
 
 
 def _onnx_graph(model: nn.Module) -> bytes:

@@ -1,13 +1,14 @@
 """Linear layers whose weights are SciPy CSR matrices, as the system we succeed computes them."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import scipy.sparse
 import torch
 from torch import Tensor, nn
 
-from vdbench.variational import VariationalDropout, VariationalDropoutConv2d
+from vdbench.variational import VariationalDropoutConv2d, VariationalDropoutLinear
 
 
 class SparseLinear(nn.Module):
@@ -19,9 +20,11 @@ class SparseLinear(nn.Module):
     Shape: input (*, in_features), output (*, out_features), float32.
     """
 
+    bias: Tensor | None
+
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.csr = scipy.sparse.csr_matrix(weight.detach().numpy())
+        self.csr: Any = scipy.sparse.csr_matrix(weight.detach().numpy())
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     @torch.no_grad()
@@ -30,7 +33,7 @@ class SparseLinear(nn.Module):
         out = torch.from_numpy(np.ascontiguousarray((self.csr @ flat.T).T))
         if self.bias is not None:
             out += self.bias
-        return out.reshape(*input.shape[:-1], -1)
+        return out.reshape(*input.shape[:-1], self.csr.shape[0])
 
     def extra_repr(self) -> str:
         out_features, in_features = self.csr.shape
@@ -38,22 +41,24 @@ class SparseLinear(nn.Module):
 
 
 def _for_inference(layer: nn.Module) -> nn.Module | None:
-    """What replaces a layer: None where it stays."""
-    weight = layer.masked_weight() if isinstance(layer, VariationalDropout) else getattr(layer, "weight", None)
-    if isinstance(layer, nn.Linear):
-        return SparseLinear(weight, layer.bias)  # type: ignore[arg-type]
+    """What replaces a layer: None where it stays. Subclasses stay, since they compute something else."""
+    if type(layer) is nn.Linear:
+        return SparseLinear(layer.weight, layer.bias)
+    if isinstance(layer, VariationalDropoutLinear):
+        return SparseLinear(layer.masked_weight(), layer.bias)
     if isinstance(layer, VariationalDropoutConv2d):
-        plain = copy.deepcopy(layer)
+        plain: Any = copy.deepcopy(layer)
+        plain.weight = nn.Parameter(plain.masked_weight().detach(), requires_grad=False)
         del plain.log_sigma2
         plain.__class__ = nn.Conv2d
-        plain.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)  # type: ignore[union-attr]
         return plain
     return None
 
 
 def to_cpu_sparse(model: nn.Module) -> nn.Module:
     """A copy of a model for inference on a CPU, in eval mode: linear layers compute with their nonzero weights alone
-    (variational ones masked at their threshold), convolutions are plain ones with masked weights.
+    (variational ones masked at their threshold), convolutions are plain ones with masked weights. Hooks on replaced
+    linear layers are not kept.
 
     Raises:
         ValueError: the model is not on the CPU or not float32.
@@ -62,11 +67,8 @@ def to_cpu_sparse(model: nn.Module) -> nn.Module:
         if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
             raise ValueError(f"{name} is {parameter.dtype} on {parameter.device}: move the model with .cpu().float()")
     model = copy.deepcopy(model).eval()
-    if (replacement := _for_inference(model)) is not None:
-        return replacement
-    swaps = {id(m): new for m in model.modules() if (new := _for_inference(m)) is not None}
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if id(child) in swaps:
-                setattr(module, name, swaps[id(child)])
-    return model
+    swaps = {layer: new for layer in model.modules() if (new := _for_inference(layer)) is not None}
+    for name, layer in list(model.named_modules(remove_duplicate=False)):
+        if name and layer in swaps:
+            model.set_submodule(name, swaps[layer])
+    return swaps.get(model, model)

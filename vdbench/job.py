@@ -1,0 +1,46 @@
+"""A job under way: what it was asked for and since when, and the record it leaves."""
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from vdbench.config import RunSpec, spec_sha256, stage_versions
+from vdbench.provenance import code_digest, peak_rss_mb, provenance
+from vdbench.records import Record
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage of one run. Made when the job starts, so that it knows how long the job took."""
+
+    stage: Literal["train", "prune", "time"]
+    spec: RunSpec
+    suite: str
+    started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def record(self, *, device: str, seconds_before: float = 0.0, **results: Any) -> Record:
+        """The record of this job, with its results; `seconds_before` were spent before it was resumed."""
+        content = self.spec.content()
+        return Record(
+            suite=self.suite,
+            experiment=self.spec.experiment,
+            dataset=self.spec.dataset,
+            model=self.spec.model,
+            method=self.spec.method,
+            stage=self.stage,
+            seed=self.spec.seed,
+            spec=content,
+            spec_sha256=spec_sha256(content),
+            versions=stage_versions(self.stage),
+            code_digest=code_digest(),
+            wall_s=round(seconds_before + self.seconds, 3),
+            peak_rss_mb=peak_rss_mb(),
+            provenance=provenance(device, self.started_at, f"vdbench {self.stage}"),
+            **results,
+        )
