@@ -1,0 +1,55 @@
+# make demo      the smoke suite: every method, both nets, a few minutes on two cores
+# make test      the tests
+# make check     formatting, lints, types, workflow
+# make report    the smoke suite's report as one HTML file
+# make benchmark cost of a training step and of sparse inference, measured
+# Everything happens in .venv, which is made on first use.
+PYTHON ?= python3
+SUITE ?= configs/smoke.yaml
+CORES ?= 2
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+SNAKEMAKE = snakemake --cores $(CORES) --configfile $(SUITE) --workflow-profile workflow/profiles/local
+
+.PHONY: demo test check report benchmark
+.DELETE_ON_ERROR:
+
+demo: .venv/run
+	$(SNAKEMAKE) --quiet rules
+	$(SNAKEMAKE) --quiet all --report results/smoke/report.html
+	@vdbench table $(SUITE) --results results/smoke
+	@echo
+	@echo "tables:  results/smoke/tables/"
+	@echo "figures: results/smoke/figures/"
+	@echo "report:  results/smoke/report.html"
+
+test: .venv/dev
+	pytest -q
+
+check: .venv/dev
+	ruff check
+	ruff format --check
+	pyright
+	snakefmt --check Snakefile workflow
+	snakemake --lint
+
+report: .venv/run
+	$(SNAKEMAKE) --report report.html
+
+benchmark: .venv/dev
+	pytest -q tests/benchmarks --benchmark-only
+
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "vdbench needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --upgrade pip
+
+.venv/run: pyproject.toml | .venv/bin/python
+	.venv/bin/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/dev: pyproject.toml | .venv/bin/python
+	.venv/bin/python -m pip install --quiet --editable '.[dev,peers]'
+	@touch $@ .venv/run

@@ -1,0 +1,269 @@
+"""`vdbench <verb>`: what a job, or a person at a terminal, can ask for. Anything heavy is imported inside a verb."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vdbench import records
+from vdbench.config import RunSpec, Suite, SuiteError, load_suite, parse_spec
+from vdbench.files import DataError
+
+EXPECTED_ERRORS = (SuiteError, records.RecordError, DataError, OSError)
+
+
+def fetch(args: argparse.Namespace) -> int:
+    """See to it that a data set's verified files are in the cache."""
+    from vdbench import data
+
+    report = data.fetch(args.dataset, cache=args.cache, mirror=args.mirror)
+    if args.output:
+        records.write_json(args.output, report)
+    for name, file in report["files"].items():
+        print(f"{args.dataset}: {name}: {file['bytes']:,} bytes from {file['source']}, verified")
+    print(f"{args.dataset}: {', '.join(f'{count:,} {split}' for split, count in report['examples'].items())} examples")
+    return 0
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train one run; started again after being killed, it goes on where it was."""
+    from vdbench import data, training
+
+    spec: RunSpec = args.spec
+    record = training.train(
+        spec,
+        suite=args.suite_name,
+        output=args.output,
+        data=data.load(spec.dataset, validation_size=spec.validation_size, cache=args.cache, mirror=args.mirror),
+        pretrained=args.pretrained,
+        matched=args.matched,
+        progress=sys.stderr.isatty(),
+    )
+    return _finished(record)
+
+
+def prune(args: argparse.Namespace) -> int:
+    """Remove weights for good, evaluate what is left and write the pruned net."""
+    from vdbench import data, pruning
+
+    spec: RunSpec = args.spec
+    record = pruning.prune(
+        spec,
+        suite=args.suite_name,
+        output=args.output,
+        data=data.load(spec.dataset, validation_size=spec.validation_size, cache=args.cache, mirror=args.mirror),
+        weights=args.weights,
+        control=args.control,
+    )
+    return _finished(record)
+
+
+def time(args: argparse.Namespace) -> int:
+    """Time a pruned net's inference against the dense net's."""
+    from vdbench import timing
+
+    record = timing.time_inference(
+        args.spec, suite=args.suite_name, output=args.output, pruned=args.pruned, progress=sys.stderr.isatty()
+    )
+    return _finished(record)
+
+
+def _finished(record: records.Record) -> int:
+    """A diverged run is a result: the suite goes on, and the tables say so."""
+    numbers = ", ".join(f"{name} {value:.6g}" for name, value in record.metrics.items())
+    message = f" ({record.message})" if record.message else ""
+    print(f"{record.stage} {record.status}{message} after {record.wall_s:.1f} s{': ' if numbers else ''}{numbers}")
+    return 1 if record.status == "failed" else 0
+
+
+def collect(args: argparse.Namespace) -> int:
+    """Write every record of a suite as one row of a CSV file."""
+    from vdbench import collecting
+
+    found, notes = records.load(_results(args), args.suite)
+    output = args.output or _results(args) / "collected.csv"
+    collecting.write_csv(found, output)
+    print("\n".join([*notes, f"{len(found)} records: {output}"]))
+    return 0
+
+
+def table(args: argparse.Namespace) -> int:
+    """Print Table 1 and, with --output, write every table (CSV, Markdown, LaTeX)."""
+    from vdbench import tables
+
+    _, sources, notes = _sources(args)
+    print(tables.render_text(args.suite, sources, notes), end="")
+    for path in tables.write_tables(args.suite, sources, notes, args.output) if args.output else ():
+        print(path)
+    return 0
+
+
+def plot(args: argparse.Namespace) -> int:
+    """Draw every figure (PNG, SVG)."""
+    from vdbench import plots
+
+    folders, sources, _ = _sources(args)
+    for path in plots.write_plots(args.suite, sources, folders, args.output):
+        print(path)
+    return 0
+
+
+def record(args: argparse.Namespace) -> int:
+    """Copy a suite's current records, histories and pruned nets to where they are shipped from."""
+    from vdbench import shipping
+
+    target = args.recorded or shipping.FOLDER / args.suite.suite
+    left_out = shipping.record(args.suite, _results(args), target, partial=args.partial)
+    print("\n".join([*(f"left out: {note}" for note in left_out), f"recorded in {target}; tables and figures next:"]))
+    print(f"snakemake --cores 1 tables --configfile {args.suite_file}")
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Evaluate the shipped pruned nets again and compare with their records, to the last digit."""
+    from vdbench import verification
+
+    return verification.verify(args.folders, cache_folder=args.cache, mirror=args.mirror)
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Say which jobs a suite has left to do, how long they take and how that is known."""
+    from vdbench import planning
+
+    print(planning.describe(args.suite, _results(args), cores=args.cores))
+    return 0
+
+
+def status(args: argparse.Namespace) -> int:
+    """Say what of a suite is done, running, stale or missing; exit status 1 unless all is done."""
+    from vdbench import progress
+
+    states = progress.states(args.suite, _results(args))
+    print(progress.describe(states))
+    return 0 if all(state.is_done for state in states) else 1
+
+
+def info(args: argparse.Namespace) -> int:
+    """List data sets, models, methods, backends, versions and hardware."""
+    from vdbench import information
+
+    print(information.describe(cache=args.cache, mirror=args.mirror))
+    return 0
+
+
+def _results(args: argparse.Namespace) -> Path:
+    return args.results or Path("results") / args.suite.suite
+
+
+def _sources(
+    args: argparse.Namespace,
+) -> tuple[dict[str, Path], dict[str, list[records.Record]], dict[str, list[str]]]:
+    """Folders, records and notes by where runs come from: what is named, or else the recorded and this machine's."""
+    from vdbench import shipping
+
+    suite: Suite = args.suite
+    folders = {"recorded": args.recorded, "this machine": args.results}
+    if not any(folders.values()):
+        folders = {"recorded": shipping.recorded(suite.suite), "this machine": _results(args)}
+    present = {name: folder for name, folder in folders.items() if folder and folder.is_dir()}
+    if not present:
+        tried = ", ".join(str(folder) for folder in folders.values() if folder)
+        raise records.RecordError(f"no runs of suite {suite.suite} (looked in {tried}); run snakemake first")
+    sources, notes = {}, {}
+    for name, folder in present.items():
+        sources[name], notes[name] = records.load(folder, suite)
+    return present, sources, notes
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(
+        prog="vdbench", description="Sparse variational dropout, reproduced: from one command to the table."
+    )
+    verbs = root.add_subparsers(metavar="VERB", required=True)
+
+    def verb(function: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
+        sub.set_defaults(run=function)
+        return sub
+
+    def data_flags(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--cache", type=Path, metavar="DIR", help="verified data (VDBENCH_CACHE, else ~/.cache/vdbench)"
+        )
+        sub.add_argument(
+            "--mirror", type=Path, metavar="DIR", help="read before downloading; VDBENCH_MIRROR overrides it"
+        )
+
+    def job(function: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        sub = verb(function)
+        sub.add_argument("--suite", dest="suite_name", required=True, metavar="NAME", help="that the record will name")
+        sub.add_argument("--spec", required=True, metavar="JSON", help="the run, as the workflow writes it")
+        sub.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the run")
+        return sub
+
+    def suite(function: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        sub = verb(function)
+        sub.add_argument("suite_file", type=Path, metavar="SUITE", help="suite file, such as configs/paper.yaml")
+        sub.add_argument("--results", type=Path, metavar="DIR", help="its runs here (default: results/<suite>)")
+        return sub
+
+    sub = verb(fetch)
+    sub.add_argument("dataset", help="mnist or digits")
+    sub.add_argument("--output", type=Path, metavar="FILE", help="report to write (JSON)")
+    data_flags(sub)
+
+    sub = job(train)
+    sub.add_argument("--pretrained", type=Path, metavar="FILE", help="weights.pt of the dense run to start from")
+    sub.add_argument("--matched", type=Path, metavar="FILE", help="prune.json of the run whose sparsity is copied")
+    data_flags(sub)
+    sub = job(prune)
+    sub.add_argument("--weights", type=Path, required=True, metavar="FILE", help="weights.pt of the run")
+    sub.add_argument("--control", type=Path, metavar="FILE", help="prune.json of the dense run to compare with")
+    data_flags(sub)
+    job(time).add_argument("--pruned", type=Path, required=True, metavar="FILE", help="pruned.npz of the run")
+
+    suite(collect).add_argument("--output", type=Path, metavar="FILE", help="default: results/<suite>/collected.csv")
+    for function in (table, plot):
+        sub = suite(function)
+        sub.add_argument("--recorded", type=Path, metavar="DIR", help="the shipped runs (default: both)")
+        sub.add_argument("--output", type=Path, required=function is plot, metavar="DIR", help="folder to write to")
+    sub = suite(record)
+    sub.add_argument("--recorded", type=Path, metavar="DIR", help="default: results/recorded/<suite>")
+    sub.add_argument("--partial", action="store_true", help="leave out what is stale or missing, and say so")
+    suite(plan).add_argument("--cores", type=int, default=8, help="as for snakemake (default: %(default)s)")
+    suite(status)
+
+    sub = verb(verify)
+    sub.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="recorded suites (default: all)")
+    data_flags(sub)
+    data_flags(verb(info))
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0; 1 for a job that failed or a check that did not pass; 2 for what the caller can put right."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that a log can be followed
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        args = parser().parse_args(arguments)
+        if "suite_file" in args:
+            args.suite = load_suite(args.suite_file)
+        if "spec" in args:
+            args.spec = parse_spec(args.spec)
+        return args.run(args)
+    except BrokenPipeError:  # whoever read our output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except EXPECTED_ERRORS as error:
+        print(f"vdbench: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vdbench: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

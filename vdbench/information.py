@@ -1,0 +1,47 @@
+"""What there is to run, and what it would run on."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from vdbench import data, metrics, outputs
+from vdbench.models import MODELS
+from vdbench.provenance import cpu_model, package_versions
+from vdbench.sparse.backends import BACKENDS, BackendMissing
+
+
+def describe(*, cache: Path | None = None, mirror: Path | None = None) -> str:
+    """Data sets, models, methods, backends, hardware and versions, a line each."""
+    sections = {
+        "data sets": {
+            name: f"{source.examples['train']:,} + {source.examples['test']:,} examples, "
+            + data.available(name, cache, mirror)
+            for name, source in data.DATASETS.items()
+        },
+        "models": {name: f"{outputs.MODELS[name]}, {_weights(name):,} weights" for name in MODELS},
+        "methods": outputs.METHODS,
+        "backends": {name: _installed(name) for name in BACKENDS},
+        "hardware": {
+            "cpu": f"{cpu_model()}, {os.cpu_count()} logical cores",
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use",
+        },
+        "versions": package_versions(),
+    }
+    return "\n\n".join(
+        "\n".join([title, *(f"  {name:12} {text}" for name, text in lines.items())])
+        for title, lines in sections.items()
+    )
+
+
+def _weights(model: str) -> int:
+    return metrics.size(MODELS[model](10)).weights
+
+
+def _installed(backend: str) -> str:
+    """Found out by making it: a package that is there and cannot be imported is not installed."""
+    try:
+        BACKENDS[backend](MODELS["lenet300100"](10).eval(), 1)
+    except BackendMissing as error:
+        return str(error)
+    return f"{outputs.BACKENDS[backend]}: installed"

@@ -1,0 +1,75 @@
+"""Recorded is not run: the runs the project ships, apart from those of this machine."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vdbench import records
+from vdbench.config import Suite
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FOLDER = Path("results/recorded")
+_SHIPPED = (Path(__file__).parent / "recorded", Path(__file__).parent.parent / FOLDER)
+_BESIDE = {"train": "history.csv", "prune": "pruned.npz"}
+
+
+def recorded(suite_name: str = "") -> Path:
+    """The recorded runs of a suite, or of all: in this folder's checkout, else as they came with the package."""
+    found = [folder for folder in (FOLDER, *_SHIPPED) if (folder / suite_name).is_dir()]
+    return (found or [FOLDER])[0] / suite_name
+
+
+def record(suite: Suite, results: Path, target: Path, *, partial: bool = False) -> list[str]:
+    """Put the current records of a suite, their histories and pruned nets in place of what `target` held.
+
+    All or nothing: `target` is replaced once everything is copied. The nets of dense runs stay behind: they are not
+    sparse. Returns what was left out. Raises RecordError if a run is stale or missing, unless `partial`.
+    """
+    found, notes = records.load(results, suite)
+    if notes and not partial:
+        shown = "\n  ".join(notes[:10] + [f"and {len(notes) - 10} more"] * (len(notes) > 10))
+        raise records.RecordError(f"{results} is not complete (--partial records the rest):\n  {shown}")
+    if not found:
+        raise records.RecordError(f"{results} holds no current record of suite {suite.suite}; run snakemake first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+        new = Path(temporary) / "new"
+        for item in found:
+            source, copy = (records.run_folder(root, *item.run) for root in (results, new))
+            copy.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / f"{item.stage}.json", copy / f"{item.stage}.json")
+            beside = _BESIDE.get(item.stage)
+            if beside and (source / beside).exists() and not (item.stage == "prune" and item.method == "dense"):
+                shutil.copyfile(source / beside, copy / beside)
+        if target.exists():
+            target.rename(Path(temporary) / "old")
+        new.rename(target)
+    return notes
+
+
+def load(name: str, *, sparse: bool = False) -> "nn.Module":
+    """A pruned net that is shipped with the project, in eval mode, on the CPU.
+
+    Args:
+        name: `<experiment>-<method>-seed<n>`, such as `lenet5-mnist-vd_warmup-seed0`; without a seed, the first one.
+        sparse: give back the net as `to_cpu_sparse` makes it, computing with its nonzero weights alone.
+
+    Raises:
+        KeyError: no net of that name is shipped; the message lists those that are.
+    """
+    from vdbench.pruning import load_net
+    from vdbench.sparse import to_cpu_sparse
+
+    nets = {}
+    for path in sorted(recorded().glob("*/*/*/*/pruned.npz")):
+        experiment, method, seed = path.parts[-4:-1]
+        nets[f"{experiment}-{method}-{seed}"] = path
+        nets.setdefault(f"{experiment}-{method}", path)
+    if name not in nets:
+        known = ", ".join(net for net in nets if "-seed" in net) or f"none in {recorded()}"
+        raise KeyError(f"no shipped net is called {name!r}; there are: {known}")
+    model, _ = load_net(nets[name])
+    return to_cpu_sparse(model) if sparse else model

@@ -1,0 +1,71 @@
+"""The shipped pruned nets against their records, to the last digit."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from vdbench import data, metrics, pruning, records, shipping
+from vdbench.config import VARIATIONAL_METHODS
+from vdbench.data import Dataset
+from vdbench.records import Record
+
+
+def verify(folders: Sequence[Path], *, cache_folder: Path | None = None, mirror: Path | None = None) -> int:
+    """Print a line for every net recorded under `folders` (default: all that are shipped); 1 if any differs, else 0.
+
+    Raises RecordError if there is no net to verify, DataError if there is no data to verify it on.
+    """
+    folders = folders or [shipping.recorded()]
+    found = [(path, records.read(path)) for folder in folders for path in sorted(folder.glob("**/prune.json"))]
+    shipped = [(path.with_name("pruned.npz"), record) for path, record in found if _is_shipped(path, record)]
+    if not shipped:
+        raise records.RecordError(f"no recorded nets under {', '.join(map(str, folders))}")
+    load = cache(lambda name, size: data.load(name, validation_size=size, cache=cache_folder, mirror=mirror))
+    wrong = 0
+    for path, record in shipped:
+        differences = _differences(path, record, load(record.dataset, record.spec["validation_size"]))
+        wrong += bool(differences)
+        verdict = f"DIFFERS: {'; '.join(differences)}" if differences else f"agrees: {_summary(_recorded(record))}"
+        print(f"{record.suite} {record.experiment}/{record.method}/seed{record.seed} {verdict}")
+    print(f"{len(shipped) - wrong} of {len(shipped)} nets agree with their records to the last digit")
+    return 1 if wrong else 0
+
+
+def _is_shipped(path: Path, record: Record) -> bool:
+    """Every variational run has to come with its net; others may."""
+    required = record.method in VARIATIONAL_METHODS and record.status == "ok"
+    return required or path.with_name("pruned.npz").exists()
+
+
+def _recorded(record: Record) -> dict[str, Any]:
+    size = record.size.model_dump(include={"nonzero_weights", "sparsity", "compression_ratio"}) if record.size else {}
+    return {"error": record.metrics.get("error"), **size, "layers": {x.name: x.nonzero for x in record.layers}}
+
+
+def _differences(path: Path, record: Record, dataset: Dataset) -> list[str]:
+    """What the net in `path` does otherwise than its record says; empty if nothing."""
+    if not path.exists():
+        return [f"{path} is missing"]
+    model, meta = pruning.load_net(path)
+    if meta.get("spec_sha256") != record.spec_sha256:
+        return [f"{path} holds the net of another spec ({meta.get('spec_sha256')})"]
+    size = metrics.size(model)
+    measured = {
+        "error": metrics.evaluate(model, dataset.eval_images, dataset.eval_labels)["error"],
+        "nonzero_weights": size.nonzero_weights,
+        "sparsity": size.sparsity,
+        "compression_ratio": size.compression_ratio,
+        "layers": {layer.name: layer.nonzero for layer in metrics.layers(model)},
+    }
+    return [
+        f"{key}: recorded {value}, measured {measured[key]}"
+        for key, value in _recorded(record).items()
+        if value != measured[key]
+    ]
+
+
+def _summary(numbers: dict[str, Any]) -> str:
+    return (
+        f"error {numbers['error']:.2f} %, {numbers['nonzero_weights']:,} weights, {numbers['compression_ratio']:.1f}x"
+    )

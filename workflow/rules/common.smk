@@ -1,0 +1,115 @@
+"""Helpers only: the suite, its runs, and what each job is told."""
+
+import os
+import sys
+from pathlib import Path
+
+from vdbench import outputs
+from vdbench.config import Methods, SuiteError, canonical, load_suite, stage_versions
+
+
+def read_suite(files, settings):
+    """The suite and its file. Snakemake would merge several files, and tables could then not name what they show."""
+    if len(files) != 1:
+        raise WorkflowError(f"one suite at a time, please: {', '.join(map(str, files))}")
+    if settings:
+        raise WorkflowError(
+            f"--config {' '.join(settings)}: a suite is what its file says; edit a copy of {files[0]} instead"
+        )
+    try:
+        return load_suite(Path(files[0])), os.path.relpath(files[0])
+    except SuiteError as error:
+        raise WorkflowError(str(error))
+
+
+# Jobs find the `vdbench` beside the Python that runs Snakemake, in an activated environment or not.
+os.environ.update(PATH=os.pathsep.join((os.path.dirname(sys.executable), *os.get_exec_path())))
+SUITE, SUITE_FILE = read_suite(workflow.configfiles, workflow.config_settings.config)
+
+
+wildcard_constraints:
+    suite=SUITE.suite,
+    experiment="|".join(SUITE.experiments),
+    method="|".join(Methods.model_fields),
+    seed=r"\d+",
+
+
+def versions(stage):
+    """Of the code behind a stage: as a parameter, so that raising one reruns the jobs that stand on it."""
+    return canonical(stage_versions(stage))
+
+
+def run_spec(wildcards):
+    return canonical(SUITE.run_spec(wildcards.experiment, wildcards.method, int(wildcards.seed)))
+
+
+def time_spec(wildcards):
+    return canonical(SUITE.spec_of("time", wildcards.experiment, wildcards.method, int(wildcards.seed)))
+
+
+def suite_spec(wildcards):
+    return canonical(SUITE.model_dump(mode="json"))
+
+
+def data_report(wildcards):
+    """Existence is enough: content is verified at every use, so a report written anew reruns nothing."""
+    return ancient(f"results/{wildcards.suite}/data/{SUITE.experiments[wildcards.experiment].dataset}.json")
+
+
+def matched_record(wildcards):
+    """The variational net whose sparsity a baseline copies."""
+    return f"results/{{suite}}/{{experiment}}/{SUITE.experiments[wildcards.experiment].match}/seed{{seed}}/prune.json"
+
+
+def control_record(wildcards):
+    """The dense net that a pruned one is compared with."""
+    if wildcards.method == "dense":
+        return []
+    return "results/{suite}/{experiment}/dense/seed{seed}/prune.json"
+
+
+def given(wildcards, input):
+    """What a job starts from, as the flags of its verb."""
+    return [word for name, path in input.items() if name != "data" and path for word in (f"--{name}", path)]
+
+
+def records(wildcards):
+    return [f"results/{{suite}}/{e}/{method}/seed{seed}/{stage}.json" for stage, e, method, seed in SUITE.jobs()]
+
+
+def histories_and_nets(wildcards):
+    return [
+        f"results/{{suite}}/{experiment}/{method}/seed{seed}/{name}"
+        for experiment, method, seed in SUITE.runs()
+        for name in ("history.csv", "pruned.npz")
+    ]
+
+
+def table_files():
+    return [
+        file
+        for stem in outputs.tables(SUITE)
+        for file in in_report("tables", stem, outputs.TABLE_FORMATS, {"Table": stem})
+    ]
+
+
+def figure_files():
+    return [
+        file
+        for stem, (kind, experiments) in outputs.figures(SUITE).items()
+        for file in in_report(
+            "figures",
+            stem,
+            outputs.FIGURE_FORMATS,
+            {"Figure": kind, "Experiment": ", ".join(experiments)},
+            kind,
+        )
+    ]
+
+
+def in_report(folder, stem, formats, labels, kind=None):
+    """The files of one table or figure; the report shows the first, with the caption of its kind."""
+    first, *others = [f"results/{{suite}}/{folder}/{stem}.{extension}" for extension in formats]
+    caption = f"../report/{folder}/{kind or stem}.rst"
+    shown = report(first, caption=caption, category=folder.capitalize(), labels=labels)
+    return [shown, *others]

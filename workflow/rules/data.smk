@@ -1,0 +1,14 @@
+rule fetch:
+    output:
+        "results/{suite}/data/{dataset}.json",
+    log:
+        "results/{suite}/data/{dataset}.log",
+    retries: 3
+    localrule: True
+    conda:
+        "../envs/vdbench.yaml"
+    params:
+        mirror=["--mirror", SUITE.mirror] if SUITE.mirror else [],
+        versions=versions("data"),
+    shell:
+        "vdbench fetch {wildcards.dataset:q} {params.mirror:q} --output {output:q} > {log:q} 2>&1"

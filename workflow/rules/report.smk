@@ -1,0 +1,69 @@
+rule collect:
+    input:
+        records,
+    output:
+        "results/{suite}/collected.csv",
+    log:
+        "results/{suite}/collect.log",
+    localrule: True
+    conda:
+        "../envs/vdbench.yaml"
+    params:
+        suite_file=SUITE_FILE,
+        spec=suite_spec,
+        folder=subpath(output[0], parent=True),
+    shell:
+        "vdbench collect {params.suite_file:q} --results {params.folder:q} --output {output:q} > {log:q} 2>&1"
+
+
+rule table:
+    input:
+        records,
+    output:
+        table_files(),
+    log:
+        "results/{suite}/table.log",
+    conda:
+        "../envs/vdbench.yaml"
+    params:
+        suite_file=SUITE_FILE,
+        spec=suite_spec,
+        folder=subpath(output[0], parent=True),
+    shell:
+        "vdbench table {params.suite_file:q} --results results/{wildcards.suite:q} --output {params.folder:q}"
+        " > {log:q} 2>&1"
+
+
+rule plot:
+    input:
+        records,
+        histories_and_nets,
+    output:
+        figure_files(),
+    log:
+        "results/{suite}/plot.log",
+    conda:
+        "../envs/vdbench.yaml"
+    params:
+        suite_file=SUITE_FILE,
+        spec=suite_spec,
+        folder=subpath(output[0], parent=True),
+    shell:
+        "vdbench plot {params.suite_file:q} --results results/{wildcards.suite:q} --output {params.folder:q}"
+        " > {log:q} 2>&1"
+
+
+# Without outputs, so always run: the recorded runs are in the checkout, and this takes seconds.
+rule tables:
+    log:
+        f"results/{SUITE.suite}/recorded.log",
+    localrule: True
+    conda:
+        "../envs/vdbench.yaml"
+    params:
+        suite_file=SUITE_FILE,
+        recorded=f"results/recorded/{SUITE.suite}",
+    shell:
+        "(vdbench table {params.suite_file:q} --recorded {params.recorded:q} --output {params.recorded:q}/tables"
+        " && vdbench plot {params.suite_file:q} --recorded {params.recorded:q} --output {params.recorded:q}/figures)"
+        " > {log:q} 2>&1"

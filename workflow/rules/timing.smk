@@ -1,0 +1,21 @@
+rule time_inference:
+    input:
+        pruned="results/{suite}/{experiment}/{method}/seed{seed}/pruned.npz",
+    output:
+        "results/{suite}/{experiment}/{method}/seed{seed}/time.json",
+    log:
+        "results/{suite}/{experiment}/{method}/seed{seed}/time.log",
+    conda:
+        "../envs/vdbench.yaml"
+    # All the cores, so that nothing else runs meanwhile; the job sets its own number of threads.
+    threads: workflow.cores
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        spec=time_spec,
+        versions=versions("time"),
+        folder=subpath(output[0], parent=True),
+    shell:
+        "vdbench time --suite {wildcards.suite:q} --spec {params.spec:q} --output {params.folder:q}"
+        " --pruned {input.pruned:q} > {log:q} 2>&1"
