@@ -1,0 +1,177 @@
+"""What a suite file may say, and what a run's spec says about it."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vdbench import config, suite_keys
+from vdbench.config import SuiteError, canonical, load_suite, parse_spec, parse_suite, spec_sha256
+
+ROOT = Path(__file__).parent.parent
+RECIPE = {"epochs": 2, "kl_zero_epochs": 1}
+
+
+def content() -> dict[str, Any]:
+    return {
+        "suite": "tiny",
+        "experiments": {
+            "fc": {
+                "dataset": "digits",
+                "model": "lenet300100",
+                "seeds": [0, 1],
+                "timed": ["vd_warmup"],
+                "methods": {
+                    "dense": {"epochs": 3},
+                    "vd_finetune": dict(RECIPE),
+                    "vd_warmup": dict(RECIPE),
+                    "magnitude": {"epochs": 2, "prune_epochs": 1},
+                },
+            }
+        },
+    }
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    made = copy.deepcopy(content())
+    *folders, key = path.split("/")
+    place = made
+    for folder in folders:
+        place = place[folder]
+    place[key] = value
+    return made
+
+
+@pytest.mark.parametrize("name", ["paper", "smoke"])
+def test_the_shipped_suites_are_valid_and_named_after_their_file(name):
+    suite = load_suite(ROOT / "configs" / f"{name}.yaml")
+    assert suite.suite == name
+    assert {method for _, method, _ in suite.runs()} == set(config.Methods.model_fields)
+
+
+def test_configs_readme_lists_every_key_as_the_code_has_it():
+    text = (ROOT / "configs/README.md").read_text(encoding="utf-8")
+    assert text == suite_keys.describe(), "python -m vdbench.suite_keys > configs/README.md"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "key"),
+    [
+        ("sute", "x", "sute"),
+        ("experiments/fc/treshold", 3, "experiments.fc.treshold"),
+        ("experiments/fc/methods/vd_warmup/kl_warmup_epoch", 3, "experiments.fc.methods.vd_warmup.kl_warmup_epoch"),
+        ("experiments/fc/methods/dense/kl_zero_epochs", 3, "experiments.fc.methods.dense.kl_zero_epochs"),
+        ("experiments/fc/methods/svd", {"epochs": 1}, "experiments.fc.methods.svd"),
+        ("timing", {"batches": [1]}, "timing.batches"),
+    ],
+)
+def test_an_unknown_key_is_refused_by_name(path, value, key):
+    with pytest.raises(SuiteError, match="unknown key") as caught:
+        parse_suite(changed(path, value), "my.yaml")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"my.yaml: {key}: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("suite", "no spaces", "my.yaml: suite: "),
+        ("experiments/fc/model", "lenet", "my.yaml: experiments.fc.model: "),
+        ("experiments/fc/dataset", "cifar", "my.yaml: experiments.fc.dataset: "),
+        ("experiments/fc/seeds", [], "my.yaml: experiments.fc.seeds: "),
+        ("experiments/fc/seeds", [1, 1], "duplicates"),
+        ("experiments/fc/threshold", 9, "my.yaml: experiments.fc.threshold: "),
+        ("experiments/fc/timed", ["random"], "timed: random is not among"),
+        ("experiments/fc/seeds_of", {"dense": [5]}, r"seeds_of dense: \[5\] not among seeds"),
+        ("experiments/fc/seeds_of", {"dense": [0]}, "vd_finetune runs seeds \\[1\\] that dense"),
+        ("experiments/fc/methods/dense/epochs", 0, "my.yaml: experiments.fc.methods.dense.epochs: "),
+        ("experiments/fc/methods/dense/constant_epochs", 4, r"constant_epochs \(4\) exceeds epochs \(3\)"),
+        ("experiments/fc/methods/magnitude/prune_epochs", 5, r"prune_epochs \(5\) leaves none of epochs \(2\)"),
+        ("experiments/fc/methods/vd_finetune", None, "magnitude needs vd_finetune"),
+        ("experiments", {}, "my.yaml: experiments: "),
+    ],
+)
+def test_what_cannot_be_run_is_refused_saying_why(path, value, expected):
+    with pytest.raises(SuiteError, match=expected):
+        parse_suite(changed(path, value), "my.yaml")
+
+
+def test_files_that_are_no_suite_are_refused_naming_the_file(tmp_path):
+    with pytest.raises(SuiteError, match=r"nowhere\.yaml: no such suite file"):
+        load_suite(tmp_path / "nowhere.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("suite: [")
+    with pytest.raises(SuiteError, match=r"broken\.yaml: cannot be read as YAML"):
+        load_suite(broken)
+    broken.write_text("- just a list")
+    with pytest.raises(SuiteError, match=r"broken\.yaml: top level"):
+        load_suite(broken)
+
+
+@pytest.mark.parametrize("stage", ["train", "time"])
+def test_a_job_reads_back_exactly_the_spec_it_was_given(stage):
+    suite = parse_suite(content(), "test")
+    for run in suite.runs():
+        spec = suite.spec_of(stage, *run)
+        assert canonical(parse_spec(canonical(spec)).content()) == canonical(spec)
+
+
+def test_a_spec_with_an_unknown_key_is_refused():
+    with pytest.raises(SuiteError, match="--spec: epoch"):
+        parse_spec('{"epoch": 1}')
+    with pytest.raises(SuiteError, match="--spec"):
+        parse_spec("not JSON")
+
+
+def test_a_recipe_belongs_to_its_method():
+    suite = parse_suite(content(), "test")
+    kinds = {
+        method: type(parse_spec(canonical(suite.run_spec("fc", method, 0))).recipe) for _, method, _ in suite.runs()
+    }
+    assert kinds == {
+        "dense": config.DenseRecipe,
+        "vd_finetune": config.VariationalRecipe,
+        "vd_warmup": config.VariationalRecipe,
+        "magnitude": config.GradualRecipe,
+    }
+
+
+def hashes(suite: config.Suite) -> dict[tuple[str, str, int], str]:
+    return {run: spec_sha256(suite.run_spec(*run)) for run in suite.runs()}
+
+
+def test_specs_change_with_what_a_run_stands_on_and_with_nothing_else():
+    before = hashes(parse_suite(content(), "test"))
+    after = hashes(parse_suite(changed("experiments/fc/methods/dense/epochs", 4), "test"))
+    same = {method for (_, method, seed), value in after.items() if value == before["fc", method, seed]}
+    assert same == {"vd_warmup"}
+
+    more = hashes(parse_suite(changed("experiments/fc/seeds", [0, 1, 2]), "test"))
+    assert before.items() <= more.items()
+
+    described = hashes(parse_suite(changed("description", "something else"), "test"))
+    assert described == before
+
+
+def test_comments_and_the_order_of_keys_do_not_matter(tmp_path):
+    plain, other = tmp_path / "plain.yaml", tmp_path / "other.yaml"
+    plain.write_text(yaml.safe_dump(content(), sort_keys=True))
+    other.write_text("# a comment\n" + yaml.safe_dump(content(), sort_keys=False))
+    assert hashes(load_suite(plain)) == hashes(load_suite(other))
+
+
+def test_runs_come_after_those_they_start_from():
+    suite = parse_suite(content(), "test")
+    order = list(suite.runs())
+    for name, method, seed in order:
+        for needed in suite.experiments[name].prerequisites(method):
+            assert order.index((name, needed, seed)) < order.index((name, method, seed))
+
+
+def test_a_stage_stands_on_those_before_it(monkeypatch):
+    before = {stage: config.stage_versions(stage) for stage in config.UPSTREAM}
+    monkeypatch.setitem(config.STAGE_VERSIONS, "train", config.STAGE_VERSIONS["train"] + 1)
+    assert {stage for stage in before if config.stage_versions(stage) != before[stage]} == {"train", "prune", "time"}

@@ -1,0 +1,170 @@
+"""SciPy sparse inference against the masked dense net it stands for."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from vdbench.sparse import SparseLinear, to_cpu_sparse
+from vdbench.variational import VariationalDropoutConv2d, VariationalDropoutLinear, to_variational_dropout
+
+IMAGES = torch.linspace(-1, 1, 6 * 2 * 25).view(6, 2, 5, 5)
+
+
+def network() -> nn.Sequential:
+    """Convolutions and linear layers, variational and plain, about half of the former's weights removed."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=2, padding=1, padding_mode="circular", groups=2),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.Sequential(nn.Flatten(), nn.Linear(36, 20, bias=False)),
+        nn.ReLU(),
+        nn.Linear(20, 7),
+        nn.Linear(7, 5),
+    )
+    to_variational_dropout(net, skip=["3", "7"])
+    with torch.no_grad():
+        for layer in (net[0], net[4][1], net[6]):
+            layer.log_sigma2.copy_(torch.log(layer.weight**2) + 3 + torch.randn_like(layer.weight))
+    return net
+
+
+def test_sparse_is_masked_dense():
+    net = network().train()
+    net(IMAGES)  # batch statistics that are not those a new net has
+    sparse = to_cpu_sparse(net)
+    expected = net.eval()(IMAGES).detach()
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(sparse(IMAGES), expected, rtol=0, atol=1e-6)
+    for name, layer in (("4.1", net[4][1]), ("6", net[6])):
+        small = sparse.get_submodule(name)
+        assert isinstance(small, SparseLinear)
+        assert small.csr.nnz == layer.mask.sum() < 0.7 * layer.weight.numel()
+        assert f"nonzero={small.csr.nnz}" in repr(small)
+    assert sparse[7].csr.nnz == 35  # a plain layer keeps its nonzero weights
+
+
+def test_convolutions_become_plain_ones_with_masked_weights():
+    net = network()
+    sparse = to_cpu_sparse(net)
+    assert type(sparse[0]) is nn.Conv2d
+    assert torch.equal(sparse[0].weight, net[0].masked_weight())
+    assert set(dict(sparse[0].named_parameters())) == {"weight", "bias"}
+    assert (sparse[0].padding_mode, sparse[0].stride, sparse[0].groups) == ("circular", (2, 2), 2)
+
+
+def test_the_original_is_untouched():
+    net = network().train()
+    state = copy.deepcopy(net.state_dict())
+    sparse = to_cpu_sparse(net)
+    assert not sparse.training and net.training
+    assert isinstance(net[0], VariationalDropoutConv2d) and isinstance(net[6], VariationalDropoutLinear)
+    before = sparse(IMAGES)
+    for parameter in net.parameters():
+        nn.init.zeros_(parameter)
+    assert torch.equal(sparse(IMAGES), before)  # no memory is shared
+    assert set(state) == set(net.state_dict())
+    for parameter in sparse.parameters():
+        nn.init.ones_(parameter)
+    assert not any(p.any() for p in net.parameters())
+
+
+@pytest.mark.parametrize("make", [nn.Linear, VariationalDropoutLinear])
+def test_a_model_may_itself_be_a_linear_layer(make):
+    layer = make(6, 3).eval()
+    sparse = to_cpu_sparse(layer)
+    assert isinstance(sparse, SparseLinear)
+    for shape in ((6,), (4, 6), (2, 3, 6)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(sparse(x), layer(x).detach(), rtol=0, atol=1e-6)
+
+
+def test_a_model_may_itself_be_a_convolution():
+    layer = VariationalDropoutConv2d(2, 3, 3, initial_log_sigma2=-1.0).eval()
+    assert torch.equal(to_cpu_sparse(layer)(IMAGES), layer(IMAGES))
+
+
+def test_inputs_of_any_layout_that_may_require_gradients():
+    layer = nn.Linear(6, 3)
+    sparse = to_cpu_sparse(layer)
+    x = torch.randn(6, 4).t().requires_grad_()
+    torch.testing.assert_close(sparse(x), layer(x).detach(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(sparse(x[::2]), layer(x[::2]).detach(), rtol=0, atol=1e-6)
+
+
+def test_a_layer_without_weights_left_gives_its_bias():
+    layer = VariationalDropoutLinear(6, 3, initial_log_sigma2=20.0)
+    sparse = to_cpu_sparse(layer)
+    assert sparse.csr.nnz == 0
+    torch.testing.assert_close(sparse(torch.randn(4, 6)), layer.bias.detach().expand(4, 3))
+
+
+class Siamese(nn.Module):
+    """One layer under two names of different parents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.right = nn.Sequential(self.left[0], nn.Tanh())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.left(x) + self.right(x)
+
+
+def test_a_shared_layer_stays_shared():
+    model = to_variational_dropout(Siamese(), initial_log_sigma2=-1.0).eval()
+    sparse = to_cpu_sparse(model)
+    assert isinstance(sparse.left[0], SparseLinear) and sparse.left[0] is sparse.right[0]
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(sparse(x), model(x).detach(), rtol=0, atol=1e-6)
+
+
+def test_a_layer_with_two_names_in_one_parent_is_replaced_under_both():
+    shared = nn.Linear(4, 4)
+    model = to_variational_dropout(nn.Sequential(shared, nn.ReLU(), shared))
+    sparse = to_cpu_sparse(model)
+    assert isinstance(sparse[0], SparseLinear) and sparse[2] is sparse[0]
+
+
+class Doubled(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+def test_subclasses_of_the_layers_are_left_alone():
+    model = nn.Sequential(Doubled(4, 4), nn.Linear(4, 2))
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(to_cpu_sparse(model)(x), model(x).detach())
+
+
+def test_multi_head_attention_still_works():
+    model = nn.MultiheadAttention(4, 2, batch_first=True).eval()
+    x = torch.randn(2, 3, 4)
+    torch.testing.assert_close(to_cpu_sparse(model)(x, x, x)[0], model(x, x, x)[0])
+
+
+def test_an_empty_batch():
+    assert to_cpu_sparse(nn.Linear(6, 3))(torch.empty(0, 6)).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, dtype=torch.float64)), r"1\.weight is torch\.float64 on cpu"),
+        (nn.Sequential(nn.Linear(2, 2, dtype=torch.bfloat16)), r"0\.weight is torch\.bfloat16.*\.float\(\)"),
+        (nn.Linear(2, 2, device="meta"), r"weight is torch\.float32 on meta.*\.cpu\(\)"),
+    ],
+)
+def test_other_types_and_devices_are_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        to_cpu_sparse(model)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies(clone):
+    sparse = to_cpu_sparse(network())
+    assert torch.equal(clone(sparse)(IMAGES), sparse(IMAGES))

@@ -1,0 +1,443 @@
+"""Training: resumed runs end as undisturbed ones, seeds decide everything, schedules, divergence, bad inputs."""
+
+import csv
+import logging
+import multiprocessing
+import pickle
+import random
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch.nn import functional
+
+from vdbench import metrics, pruning, records, schedules, training
+from vdbench.config import DenseRecipe, SuiteError, VariationalRecipe
+from vdbench.models import LeNet300100
+from vdbench.variational import kl_divergence, to_variational_dropout, variational_layers
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return tiny.dataset()
+
+
+@pytest.fixture(scope="module")
+def dense(data, tmp_path_factory):
+    """The folder of a dense run, to start others from."""
+    folder = tmp_path_factory.mktemp("dense")
+    tiny.train(tiny.spec("dense"), folder, data)
+    return folder
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    with (folder / "history.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def without_seconds(folder: Path) -> list[dict[str, str]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in history(folder)]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = tiny.weights(one), tiny.weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Counts optimizer steps; `steps.stop_at` interrupts training before one of them."""
+
+    class Steps:
+        taken, stop_at = 0, None
+
+    real_step = torch.optim.Adam.step
+
+    def step(self):
+        if Steps.taken == Steps.stop_at:
+            raise KeyboardInterrupt
+        Steps.taken += 1
+        return real_step(self)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    return Steps
+
+
+def interrupt(steps, spec, folder, data, at_step):
+    """Leave `resume.pt` behind."""
+    steps.stop_at = at_step
+    with pytest.raises(KeyboardInterrupt):
+        tiny.train(spec, folder, data)
+    steps.taken, steps.stop_at = 0, None
+
+
+# --- resume
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Real processes, forked from a server that has imported torch, so that none waits for imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vdbench.training", "vdbench.kernels", "torch._dynamo", "tiny"])
+    return context
+
+
+KILLS = [("step", 4), ("write resume.pt", 2), ("step", 8), ("wrote resume.pt", 1), ("wrote weights.pt", 1)]
+
+
+@pytest.mark.parametrize(
+    ("method", "model"),
+    [("dense", "lenet300100"), ("vd_warmup", "lenet5"), ("magnitude", "lenet300100")],
+)
+def test_run_killed_at_any_moment_ends_as_an_undisturbed_one(method, model, processes, dense, tmp_path):
+    spec = tiny.spec(method, model, epochs=5, batch_size=20, weight_decay=1e-5)
+    inputs = {"pretrained": dense / "weights.pt", "matched": tiny.matched(tmp_path / "matched.json")}
+
+    def exit_code(moment: tuple[str, int] | None, output: Path) -> int:
+        process = processes.Process(target=tiny.train_until, args=(moment, spec, output), kwargs=inputs)
+        process.start()
+        process.join(300)
+        return process.exitcode
+
+    disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
+    assert exit_code(None, undisturbed) == 0
+    for moment in KILLS:
+        assert exit_code(moment, disturbed) == -signal.SIGKILL, moment
+        assert not (disturbed / "train.json").exists()
+    assert exit_code(None, disturbed) == 0
+
+    assert same_weights(disturbed, undisturbed)
+    assert without_seconds(disturbed) == without_seconds(undisturbed)
+    assert len(history(disturbed)) == 5
+    ours, theirs = (records.read(folder / "train.json") for folder in (disturbed, undisturbed))
+    assert (ours.metrics, ours.weights_sha256, ours.status) == (theirs.metrics, theirs.weights_sha256, "ok")
+    assert not (disturbed / "resume.pt").exists()
+
+
+def test_resumed_run_does_not_repeat_finished_epochs(data, tmp_path, steps, monkeypatch, caplog):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    spec = tiny.spec("dense", epochs=4)
+    interrupt(steps, spec, tmp_path, data, at_step=20)  # in the fourth epoch of six steps each
+    caplog.set_level(logging.INFO, "vdbench")
+    tiny.train(spec, tmp_path, data)
+    assert steps.taken == 6
+    assert "resumed after epoch 3" in caplog.text
+
+
+def test_checkpoints_are_rare_enough_to_cost_nothing(data, tmp_path, steps):
+    interrupt(steps, tiny.spec("dense"), tmp_path, data, at_step=14)
+    assert not (tmp_path / "resume.pt").exists()
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"learning_rate": 2e-3}, {"epochs": 3}])
+def test_checkpoint_of_another_spec_is_ignored(other, data, tmp_path, steps, monkeypatch, caplog):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    interrupt(steps, tiny.spec("dense", **other), tmp_path / "used", data, at_step=8)
+    spec = tiny.spec("dense", epochs=2)
+    tiny.train(spec, tmp_path / "fresh", data)
+    tiny.train(spec, tmp_path / "used", data)
+    assert "starting over" in caplog.text
+    assert same_weights(tmp_path / "used", tmp_path / "fresh")
+
+
+def test_checkpoint_of_other_code_is_ignored(data, tmp_path, steps, monkeypatch, caplog):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    interrupt(steps, tiny.spec("dense"), tmp_path, data, at_step=8)
+    monkeypatch.setattr(training, "code_digest", lambda: "of other code")
+    tiny.train(tiny.spec("dense"), tmp_path, data)
+    assert "starting over" in caplog.text
+    assert steps.taken == 18
+
+
+# --- seeds
+
+
+def test_seed_decides_the_weights(data, tmp_path):
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(random.randrange(2**31))  # the caller's generator has no say
+        tiny.train(tiny.spec("vd_warmup", seed=seed), tmp_path / folder, data)
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    first, other = tiny.weights(tmp_path / "a"), tiny.weights(tmp_path / "c")
+    assert all(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("stream", ["order", "noise", "initial"])
+def test_each_purpose_and_epoch_has_randomness_of_its_own(stream):
+    seeds = {schedules.derived_seed(seed, stream, epoch) for seed in range(5) for epoch in range(40)}
+    others = {schedules.derived_seed(seed, "scores", epoch) for seed in range(5) for epoch in range(40)}
+    assert len(seeds) == len(others) == 200
+    assert not seeds & others
+
+
+def test_generators_of_the_caller_are_left_alone(data, tmp_path):
+    random.seed(3)
+    np.random.seed(3)
+    torch.manual_seed(3)
+    before = random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state()
+    tiny.train(tiny.spec("vd_warmup"), tmp_path, data)
+    assert random.getstate() == before[0]
+    assert pickle.dumps(np.random.get_state()) == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+# --- schedules, as the authors' code has them
+
+
+def test_learning_rate_falls_linearly_to_zero():
+    recipe = DenseRecipe(epochs=200, learning_rate=1e-3)
+    for epoch in range(200):
+        assert schedules.learning_rate(recipe, epoch) == pytest.approx(1e-3 * (200 - epoch) / 200)
+
+
+def test_learning_rate_is_constant_first():
+    recipe = DenseRecipe(epochs=200, constant_epochs=100, learning_rate=1e-4)
+    for epoch in range(200):
+        assert schedules.learning_rate(recipe, epoch) == pytest.approx(1e-4 * min(2 - epoch / 100, 1))
+
+
+def test_learning_rate_can_stay_constant():
+    recipe = DenseRecipe(epochs=4, constant_epochs=4, learning_rate=0.5)
+    assert [schedules.learning_rate(recipe, epoch) for epoch in range(4)] == [0.5] * 4
+
+
+def test_kl_weight_is_zero_then_rises_linearly_then_stays_one():
+    recipe = VariationalRecipe(epochs=200, kl_zero_epochs=5, kl_warmup_epochs=15)
+    for epoch in range(200):
+        authors = 0.0 if epoch < 5 else (epoch - 5) / 15 if epoch < 20 else 1.0
+        assert schedules.kl_weight(recipe, epoch) == pytest.approx(authors)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        (VariationalRecipe(epochs=4), [1, 1, 1, 1]),
+        (VariationalRecipe(epochs=4, kl_zero_epochs=2), [0, 0, 1, 1]),
+        (VariationalRecipe(epochs=4, kl_warmup_epochs=2), [0, 0.5, 1, 1]),
+        (VariationalRecipe(epochs=2, kl_zero_epochs=5), [0, 0]),
+        (DenseRecipe(epochs=2), [0, 0]),
+    ],
+)
+def test_kl_weight_at_the_corners(recipe, expected):
+    assert [schedules.kl_weight(recipe, epoch) for epoch in range(recipe.epochs)] == expected
+
+
+def test_history_says_what_was_used(data, tmp_path):
+    recipe = {"epochs": 4, "constant_epochs": 2, "learning_rate": 2e-3, "kl_zero_epochs": 1, "kl_warmup_epochs": 2}
+    record = tiny.train(tiny.spec("vd_warmup", **recipe), tmp_path, data)
+    rows = [{key: float(value) for key, value in row.items()} for row in history(tmp_path)]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert [row["learning_rate"] for row in rows] == [2e-3, 2e-3, 2e-3, 1e-3]
+    assert [row["kl_weight"] for row in rows] == [0, 0, 0.5, 1]
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["class_loss"] + row["kl_weight"] * row["kl"] / 600, rel=1e-4)
+    assert record.metrics["error"] == pytest.approx(rows[-1]["error"])  # of the last epoch, not the best
+
+
+# --- the step itself
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_step_is_adam_on_cross_entropy_plus_kl_over_the_training_set(beta, tmp_path):
+    data = tiny.dataset(train=250)  # the incomplete third batch is dropped, and still counts in num_examples
+    spec = tiny.spec("vd_warmup", epochs=1, kl_warmup_epochs=0, kl_zero_epochs=0 if beta else 1, initial_log_sigma2=-8)
+    tiny.train(spec, tmp_path, data)
+
+    model = training.build_model(spec, 10, None).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    order = torch.randperm(250, generator=torch.Generator().manual_seed(schedules.derived_seed(0, "order", 0)))
+    with torch.random.fork_rng():
+        torch.manual_seed(schedules.derived_seed(0, "noise", 0))
+        for batch in order[:200].split(100):
+            class_loss = functional.cross_entropy(model(data.train_images[batch]), data.train_labels[batch])
+            optimizer.zero_grad()
+            (class_loss + beta * kl_divergence(model) / 250).backward()
+            optimizer.step()
+    for name, value in tiny.weights(tmp_path).items():
+        torch.testing.assert_close(value, model.state_dict()[name], rtol=0, atol=1e-5)
+
+
+def test_weight_decay_never_touches_log_sigma2():
+    model = to_variational_dropout(LeNet300100())
+    optimizer = training.build_optimizer(model, VariationalRecipe(epochs=1, weight_decay=0.1))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) == name.endswith("log_sigma2"), name
+
+
+def test_every_parameter_is_optimised_once():
+    model = to_variational_dropout(LeNet300100())
+    optimizer = training.build_optimizer(model, VariationalRecipe(epochs=1))
+    optimised = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(optimised) == sorted(id(parameter) for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, 1e-3), (5e-2, 5e-2)])
+def test_log_sigma2_has_a_rate_of_its_own(own, expected, tmp_path):
+    """Adam's first step moves a parameter by the learning rate, whatever its gradient."""
+    spec = tiny.spec("vd_warmup", epochs=1, kl_warmup_epochs=0, log_sigma2_learning_rate=own)
+    tiny.train(spec, tmp_path, tiny.dataset(train=100))
+    before, after = training.build_model(spec, 10, None).state_dict(), tiny.weights(tmp_path)
+    moved = {name: float((after[name] - before[name]).abs().median()) for name in after}
+    for name, distance in moved.items():
+        assert distance == pytest.approx(expected if name.endswith("log_sigma2") else 1e-3, rel=0.05), name
+
+
+def test_rate_of_log_sigma2_follows_the_schedule(tmp_path, monkeypatch):
+    rates = []
+    real_step = torch.optim.Adam.step
+
+    def step(self):
+        rates.append([group["lr"] for group in self.param_groups])
+        return real_step(self)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    spec = tiny.spec("vd_warmup", epochs=4, constant_epochs=2, log_sigma2_learning_rate=1e-2)
+    tiny.train(spec, tmp_path, tiny.dataset(train=100))
+    np.testing.assert_allclose(rates, [[1e-3, 1e-2], [1e-3, 1e-2], [1e-3, 1e-2], [5e-4, 5e-3]])
+
+
+def test_recipe_reaches_the_layers():
+    spec = tiny.spec("vd_warmup", threshold=1.5, initial_log_sigma2=-4.0, mask_in_training=False)
+    for _, layer in variational_layers(training.build_model(spec, 10, None)):
+        assert (layer.loga_threshold, layer.mask_in_training) == (1.5, False)
+        assert bool((layer.log_sigma2 == -4.0).all())
+
+
+@pytest.mark.parametrize("model", ["lenet300100", "lenet5"])
+def test_training_learns(model, data, tmp_path):
+    spec = tiny.spec("dense", model, epochs=5, learning_rate=2e-3)
+    assert tiny.train(spec, tmp_path, data).metrics["error"] < 5  # 90 by chance
+
+
+def test_variational_dropout_makes_the_net_sparse_and_keeps_it_right(tmp_path):
+    spec = tiny.spec("vd_warmup", epochs=6, learning_rate=3e-3, kl_zero_epochs=1, kl_warmup_epochs=4)
+    record = tiny.train(spec, tmp_path, tiny.dataset(train=2000))
+    assert float(history(tmp_path)[-1]["sparsity"]) > 0.8
+    assert record.metrics["error"] < 5
+
+
+# --- where a run starts
+
+
+@pytest.mark.parametrize("method", ["vd_finetune", "magnitude"])
+def test_run_starts_from_the_dense_weights(method, data, dense, tmp_path):
+    matched = tiny.matched(tmp_path / "matched.json", compression=1.0)
+    spec = tiny.spec(method, learning_rate=1e-12)
+    tiny.train(spec, tmp_path, data, pretrained=dense / "weights.pt", matched=matched)
+    start, end = tiny.weights(dense), tiny.weights(tmp_path)
+    for name, value in start.items():
+        torch.testing.assert_close(end[name], value, rtol=0, atol=1e-8)
+
+
+def test_warmup_starts_from_the_seed_whatever_it_is_given(data, dense, tmp_path):
+    tiny.train(tiny.spec("vd_warmup"), tmp_path / "a", data, pretrained=dense / "weights.pt")
+    tiny.train(tiny.spec("vd_warmup"), tmp_path / "b", data)
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("method", ["vd_finetune", "magnitude", "random"])
+def test_missing_dense_weights_are_one_clear_error(method, data, tmp_path):
+    with pytest.raises(SuiteError, match=f"{method} .*--pretrained weights.pt"):
+        tiny.train(tiny.spec(method), tmp_path / "run", data)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["magnitude", "random"])
+def test_missing_matched_record_is_one_clear_error(method, data, dense, tmp_path):
+    with pytest.raises(SuiteError, match=f"{method} .*--matched prune.json"):
+        tiny.train(tiny.spec(method), tmp_path, data, pretrained=dense / "weights.pt")
+
+
+def test_weights_of_another_net_are_refused_by_name(data, dense, tmp_path):
+    with pytest.raises(records.RecordError, match=r"weights\.pt"):
+        tiny.train(tiny.spec("vd_finetune", "lenet5"), tmp_path, data, pretrained=dense / "weights.pt")
+
+
+def test_batch_larger_than_the_training_set_is_refused(tmp_path):
+    with pytest.raises(SuiteError, match="batch_size"):
+        tiny.train(tiny.spec("dense", batch_size=1000), tmp_path, tiny.dataset(train=600))
+
+
+class Payload:
+    """What a malicious pickle does: run something as soon as it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_weights_file_is_refused_not_run(data, tmp_path):
+    torch.save({"fc1.weight": Payload(tmp_path / "executed")}, tmp_path / "weights.pt")
+    with pytest.raises(records.RecordError, match=r"weights\.pt: not readable as weights"):
+        tiny.train(tiny.spec("vd_finetune"), tmp_path / "run", data, pretrained=tmp_path / "weights.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"garbage"])
+def test_damaged_weights_are_refused_by_name(damage, data, dense, tmp_path):
+    (tmp_path / "weights.pt").write_bytes(damage((dense / "weights.pt").read_bytes()))
+    with pytest.raises(records.RecordError, match=r"weights\.pt"):
+        tiny.train(tiny.spec("vd_finetune"), tmp_path / "run", data, pretrained=tmp_path / "weights.pt")
+
+
+# --- divergence
+
+
+@pytest.fixture
+def diverged(data, dense, tmp_path, monkeypatch):
+    """A variational run that two epochs go well for, and its record."""
+    real = training.learning_rate
+    monkeypatch.setattr(training, "learning_rate", lambda recipe, epoch: real(recipe, epoch) if epoch < 2 else 1e30)
+    spec = tiny.spec("vd_finetune", epochs=6)
+    record = tiny.train(spec, tmp_path, data, pretrained=dense / "weights.pt")
+    monkeypatch.undo()
+    return spec, record
+
+
+def test_diverged_run_keeps_the_last_good_epoch(diverged, data, tmp_path):
+    spec, record = diverged
+    assert record.status == "diverged"
+    assert "epoch 3" in record.message
+    assert record.metrics["epoch"] == len(history(tmp_path)) == 2
+    weights = tiny.weights(tmp_path)
+    assert all(bool(value.isfinite().all()) for value in weights.values())
+    model = training.build_model(spec, 10, None)
+    model.load_state_dict(weights)
+    assert metrics.evaluate(model, data.eval_images, data.eval_labels)["error"] == record.metrics["error"]
+    assert records.read(tmp_path / "train.json") == record
+
+
+def test_diverged_run_is_pruned_as_diverged(diverged, data, tmp_path):
+    spec, trained = diverged
+    record = pruning.prune(spec, suite="tiny", output=tmp_path, data=data, weights=tmp_path / "weights.pt")
+    assert (record.status, record.message) == ("diverged", trained.message)
+    assert record.metrics["error"] == trained.metrics["error"]
+
+
+def test_run_that_never_was_good_leaves_its_initial_weights(data, tmp_path):
+    spec = tiny.spec("dense", learning_rate=1e30)
+    record = tiny.train(spec, tmp_path, data)
+    assert (record.status, record.metrics, history(tmp_path)) == ("diverged", {}, [])
+    assert "epoch 1" in record.message
+    initial = training.build_model(spec, 10, None).state_dict()
+    assert all(torch.equal(value, initial[name]) for name, value in tiny.weights(tmp_path).items())
+    pruned = pruning.prune(spec, suite="tiny", output=tmp_path, data=data, weights=tmp_path / "weights.pt")
+    assert pruned.status == "diverged"
+
+
+def test_run_that_diverges_stops_at_once(data, tmp_path, steps):
+    broken = replace(data, train_images=data.train_images * torch.nan)
+    record = tiny.train(tiny.spec("dense", batch_size=2), tmp_path, broken)
+    assert record.status == "diverged"
+    assert steps.taken <= training.DIVERGENCE_CHECK_STEPS < 300
