@@ -48,9 +48,10 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("Snakefile", "workflow", "vdbench", "configs"):
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
-            copy(ROOT / name, folder / name)
+        passing = shutil.ignore_patterns("*.pyc*", "*.tmp*")  # other processes may be writing them
+        for name in ("workflow", "vdbench", "configs"):
+            shutil.copytree(ROOT / name, folder / name, ignore=passing)
+        shutil.copyfile(ROOT / "Snakefile", folder / "Snakefile")
         self.write(SUITE)
         commands = folder / "bin"
         commands.mkdir()
