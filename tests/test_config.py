@@ -75,6 +75,20 @@ def test_an_unknown_key_is_refused_by_name(path, value, key):
     assert lines[0].startswith(f"my.yaml: {key}: ")
 
 
+def test_a_key_given_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text(yaml.safe_dump(content()) + "suite: other\n")
+    with pytest.raises(SuiteError, match="the key 'suite' is given twice"):
+        load_suite(path)
+
+
+def test_merged_keys_may_be_overridden():
+    suite = load_suite(ROOT / "configs" / "explore_lenet.yaml")
+    recipes = [experiment.methods.vd_warmup for experiment in suite.experiments.values()]
+    assert [recipe.epochs for recipe in recipes if recipe] == [200, 120]
+    assert {experiment.validation_size for experiment in suite.experiments.values()} == {10_000}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [

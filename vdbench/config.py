@@ -264,10 +264,25 @@ def parse_suite(content: Any, where: str) -> Suite:
         raise SuiteError(_explain(error, where)) from None
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key given twice is an error; plain YAML quietly takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(key_node.value)
+            if key in seen and key != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def load_suite(path: Path) -> Suite:
     """Read and validate a suite file. Raises SuiteError."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
         known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.yaml"))) or "none in ./configs"
         raise SuiteError(f"{path}: no such suite file (there are: {known})") from None

@@ -1,0 +1,63 @@
+"""What the project ships of its own runs: tables that follow from the records, and nets that are what they say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vdbench import cli, metrics, netfile, records, shipping, tables
+from vdbench.config import load_suite
+from vdbench.pruning import load_net
+
+ROOT = Path(__file__).parent.parent
+SUITE_FILE = ROOT / "configs" / "paper.yaml"
+RECORDED = ROOT / "results" / "recorded" / "paper"
+
+pytestmark = pytest.mark.skipif(not RECORDED.is_dir(), reason="nothing recorded yet")
+
+
+@pytest.fixture(scope="module")
+def found():
+    return records.load(RECORDED, load_suite(SUITE_FILE))[0]
+
+
+def test_no_recorded_run_is_stale():
+    notes = records.load(RECORDED, load_suite(SUITE_FILE))[1]
+    assert [note for note in notes if note.startswith("stale")] == []
+
+
+def test_tables_follow_from_the_records(tmp_path, capsys):
+    assert cli.main(["table", str(SUITE_FILE), "--recorded", str(RECORDED), "--output", str(tmp_path)]) == 0
+    made = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert made == {path.name: path.read_text() for path in (RECORDED / "tables").iterdir()}
+
+
+def test_readme_shows_the_recorded_table(found):
+    shown = re.search(r"<!-- results.*?-->\n+```\n(.*?)```\n", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert shown
+    assert shown[1] == tables.render_text(load_suite(SUITE_FILE), {"recorded": found}, {})
+
+
+def test_shipped_nets_have_the_weights_that_their_records_count(found):
+    pruned = [r for r in found if r.stage == "prune" and r.method != "dense"]
+    assert pruned
+    for record in pruned:
+        path = records.run_folder(RECORDED, *record.run) / "pruned.npz"
+        model, meta = load_net(path)
+        assert meta["spec_sha256"] == record.spec_sha256
+        size = metrics.size(model)
+        assert record.size is not None
+        assert (size.nonzero_weights, path.stat().st_size) == (record.size.nonzero_weights, record.size.file_bytes)
+
+
+def test_recorded_set_is_small():
+    assert sum(path.stat().st_size for path in RECORDED.rglob("*") if path.is_file()) < 5_000_000
+
+
+def test_a_shipped_net_loads_by_name(found):
+    record = next(r for r in found if r.stage == "prune" and r.method == "vd_warmup")
+    name = f"{record.experiment}-{record.method}-seed{record.seed}"
+    dense, sparse = shipping.load(name), shipping.load(name, sparse=True)
+    arrays, _ = netfile.read_arrays(records.run_folder(RECORDED, *record.run) / "pruned.npz")
+    assert metrics.size(dense).nonzero_weights == sum((a != 0).sum() for n, a in arrays.items() if n.endswith("weight"))
+    assert type(sparse) is type(dense)
