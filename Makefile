@@ -33,8 +33,7 @@ check: .venv/dev
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 
-report: .venv/run
-	$(SNAKEMAKE) --report report.html
+report: demo
 
 benchmark: .venv/dev
 	pytest -q tests/benchmarks --benchmark-only

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from vdbench import kernels
+from vdbench import kernels, posterior
 from vdbench.posterior import EPS, K1, K2, K3, log_alpha
 from vdbench.variational import VariationalDropoutLinear
 
@@ -209,3 +209,9 @@ def test_add_noise_keeps_nan(where):
     noise, out = np.ones(8, np.float32), np.empty(8, np.float32)
     kernels.add_noise(arrays["mean"], arrays["variance"], noise, out)
     assert np.flatnonzero(np.isnan(out)).tolist() == [2]
+
+
+def test_constants_are_those_of_the_torch_path():
+    here = (kernels._EPS, kernels._CLIP, kernels._K1, kernels._K2, kernels._K3)
+    there = (posterior.EPS, posterior.LOG_ALPHA_CLIP, posterior.K1, posterior.K2, posterior.K3)
+    assert here == tuple(np.float32(value) for value in there)

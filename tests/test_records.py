@@ -64,6 +64,28 @@ def test_a_record_of_an_older_version_of_the_code_is_stale(suite, results, monke
     assert all("made by versions" in note for note in notes)
 
 
+def test_a_record_in_another_runs_place_is_not_believed(suite, results):
+    path_of(results, seed=1).write_bytes(path_of(results, seed=0).read_bytes())
+    found, notes = records.load(results, suite)
+    assert notes == ["stale: fc/vd_warmup/seed1 prune: the record of fc/vd_warmup/seed0 prune"]
+    assert [r.run for r in found].count(("fc", "vd_warmup", 0)) == len({r.stage for r in found if r.seed == 0})
+
+
+def test_records_of_an_experiment_that_was_renamed_are_not_believed(suite, results):
+    renamed = factory.suite(net=factory.experiment(seeds=[0, 1]))
+    (results / "fc").rename(results / "net")
+    found, notes = records.load(results, renamed)
+    assert found == []
+    assert "stale: net/dense/seed0 train: the record of fc/dense/seed0 train" in notes
+
+
+def test_a_pruned_net_of_weights_since_trained_anew_is_stale(suite, results):
+    edit(path_of(results, stage="train"), weights_sha256="0" * 64)
+    assert records.load(results, suite)[1] == [
+        "stale: fc/vd_warmup/seed0 prune: made from other weights than those trained last"
+    ]
+
+
 def test_another_digest_of_the_code_is_not_stale(suite, results):
     edit(path_of(results), code_digest="fedcba9876543210")
     assert records.load(results, suite)[1] == []

@@ -406,3 +406,19 @@ def test_an_impossible_threshold_is_refused_by_name(wrong):
     ):
         with pytest.raises(ValueError, match=f"{name}.*{value}"):
             make(**wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bit_layers_have_finite_gradients_and_the_same_kl(dtype):
+    torch.manual_seed(0)
+    layer = VariationalDropoutLinear(784, 300, dtype=dtype)
+    with torch.no_grad():
+        layer.weight[0] = 0.0
+    twin = copy.deepcopy(layer).float()
+    output = layer(torch.rand(4, 784, dtype=dtype))
+    assert output.dtype == dtype
+    kl = layer.kl_divergence()
+    (output.float().square().mean() + kl / 60_000).backward()
+    assert all(bool(p.grad.isfinite().all()) for p in layer.parameters())
+    assert kl.item() == pytest.approx(twin.kl_divergence().item(), rel=1e-5)
+    assert torch.equal(layer.mask, twin.mask)

@@ -117,6 +117,19 @@ def test_a_run_leaves_tables_figures_and_a_log_an_epoch(finished):
     assert re.search(r"^epoch 1/1 .*min left$", (results / "fc/dense/seed0/train.log").read_text(), re.MULTILINE)
 
 
+def test_recorded_runs_are_shown_beside_those_of_this_machine(project):
+    recorded = project.folder / "results/recorded/tiny"
+    shutil.copytree(project.folder / "results/tiny", recorded)
+    try:
+        done = project.snakemake("results/tiny/tables/table1.md", "--force")
+        assert done.returncode == 0, done.stdout
+        table = (project.folder / "results/tiny/tables/table1.md").read_text()
+        assert "recorded" in table and "this machine" in table
+    finally:
+        shutil.rmtree(recorded)
+        project.snakemake()
+
+
 def test_a_second_run_does_nothing(project):
     done = project.snakemake()
     assert done.returncode == 0

@@ -14,6 +14,7 @@ DatasetName = Literal["mnist", "digits"]
 ModelName = Literal["lenet300100", "lenet5"]
 Method = Literal["dense", "vd_finetune", "vd_warmup", "magnitude", "random"]
 Backend = Literal["torch_dense", "scipy_csr", "torch_csr", "onnxruntime"]
+Seed = Annotated[int, Field(ge=0)]
 
 VARIATIONAL_METHODS: tuple[Method, ...] = ("vd_finetune", "vd_warmup")
 BASELINE_METHODS: tuple[Method, ...] = ("magnitude", "random")
@@ -54,7 +55,7 @@ class VariationalRecipe(DenseRecipe):
 
     initial_log_sigma2: float = Field(-10.0, description="log variance every weight starts with")
     log_sigma2_learning_rate: float | None = Field(None, gt=0, description="own rate for log_sigma2, else the same")
-    kl_zero_epochs: int = Field(0, ge=0, description="epochs with KL weight 0")
+    kl_zero_epochs: int = Field(0, ge=0, description="epochs with KL weight 0 before the one it rises from")
     kl_warmup_epochs: int = Field(0, ge=0, description="epochs over which the KL weight then rises to 1")
     mask_in_training: bool = Field(True, description="zero the mean of weights over the threshold in training too")
 
@@ -86,18 +87,21 @@ class Experiment(Strict):
 
     dataset: DatasetName = Field(description="trained and evaluated on")
     model: ModelName = Field(description="the net")
-    seeds: list[int] = Field(min_length=1, description="one run of every method for each")
+    seeds: list[Seed] = Field(min_length=1, description="one run of every method for each")
     threshold: float = Field(3.0, ge=-8, le=8, description="weights with log alpha at or above it are removed")
     validation_size: int = Field(0, ge=0, description="training examples held out and evaluated on, not the test set")
     match: Literal["vd_finetune", "vd_warmup"] = Field("vd_finetune", description="whose sparsity the baselines copy")
-    seeds_of: dict[Method, list[int]] = Field({}, description="methods that run fewer seeds than `seeds`")
+    seeds_of: dict[Method, Annotated[list[Seed], Field(min_length=1)]] = Field(
+        {}, description="methods that run fewer seeds than `seeds`"
+    )
     timed: list[Method] = Field([], description="methods whose first seed is timed in sparse inference")
     methods: Methods = Field(description="what is run, and how")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds {self.seeds} has duplicates")
+        for key, values in (("seeds", self.seeds), ("timed", self.timed), *self.seeds_of.items()):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{key}: {values} has duplicates")
         present = self.present_methods()
         for key, names in (("timed", self.timed), ("seeds_of", list(self.seeds_of))):
             for name in names:
@@ -107,6 +111,13 @@ class Experiment(Strict):
             missing = [seed for seed in seeds if seed not in self.seeds]
             if missing:
                 raise ValueError(f"seeds_of {method}: {missing} not among seeds {self.seeds}")
+        matched = getattr(self.methods, self.match)
+        for method in BASELINE_METHODS:
+            recipe = getattr(self.methods, method)
+            if recipe and matched and recipe.epochs != matched.epochs:
+                raise ValueError(
+                    f"{method} has {recipe.epochs} epochs, {self.match}, which it is compared with, {matched.epochs}"
+                )
         for method in present:
             for needed in self.prerequisites(method):
                 if needed not in present:
@@ -173,6 +184,12 @@ class Suite(Strict):
             for name, experiment in self.experiments.items()
             for method in experiment.timed
         ]
+
+    @model_validator(mode="after")
+    def _has_a_folder_of_its_own(self) -> Self:
+        if self.suite == "recorded":
+            raise ValueError("suite: results/recorded is where recorded runs are; take another name")
+        return self
 
     def jobs(self) -> Iterator[tuple[str, str, Method, int]]:
         """Every (stage, experiment, method, seed) that leaves a record, in the order in which they can be run."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vdbench import records
-from vdbench.config import Suite
+from vdbench.config import Method, Suite
 
 QUIET_S = 600.0  # a job that has written nothing for so long is taken for dead
 _FAILURE = re.compile(r"vdbench: error|[\w.]*(Error|Exception|Interrupt)\b")
@@ -33,17 +33,18 @@ class State:
 
 def states(suite: Suite, results: Path) -> list[State]:
     """The state of every job of a suite that leaves a record, in the order in which they can be run."""
-    return [State(*job, *_state(suite, job[0], records.run_folder(results, *job[1:]))) for job in suite.jobs()]
+    return [State(*job, *_state(suite, job, records.run_folder(results, *job[1:]))) for job in suite.jobs()]
 
 
-def _state(suite: Suite, stage: str, folder: Path) -> tuple[str, str]:
+def _state(suite: Suite, job: tuple[str, str, Method, int], folder: Path) -> tuple[str, str]:
+    stage = job[0]
     path = folder / f"{stage}.json"
     if path.exists():
         try:
             record = records.read(path)
         except records.RecordError as error:
             return "stale", str(error)
-        reason = records.staleness(record, suite)
+        reason = records.staleness(record, suite, *job)
         if reason:
             return "stale", reason
         return ("done", "") if record.status == "ok" else (record.status, record.message)

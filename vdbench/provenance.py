@@ -72,6 +72,8 @@ def provenance(device: str, started_at: str, command: str) -> Provenance:
     """This process, its code and its machine. `device` as torch names it: "cpu", "cuda"."""
     import torch
 
+    from vdbench import posterior
+
     commit, dirty = _commit()
     return Provenance(
         git_commit=commit,
@@ -80,6 +82,7 @@ def provenance(device: str, started_at: str, command: str) -> Provenance:
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
         cpu=cpu_model(),
         threads=torch.get_num_threads(),
+        variance_dtype=posterior.variance_dtype(device),
         deterministic=device == "cpu",
         started_at=started_at,
         command=command,

@@ -24,7 +24,7 @@ def pruned_state(model: nn.Module) -> dict[str, Tensor]:
     """A state dict of the plain net: weights masked, log_sigma2 gone."""
     state = {name: value for name, value in model.state_dict().items() if not name.endswith("log_sigma2")}
     for name, weight in metrics.weights(model).items():
-        state[f"{name}.weight" if name else "weight"] = weight
+        state[f"{name}.weight" if name else "weight"] = weight + 0.0  # a removed negative weight is -0.0, a file's 0.0
     return state
 
 
@@ -138,6 +138,7 @@ def prune(
         curve=trade_off(model, data) if variational else [],
         log_alpha_histogram=log_alpha_histograms(model) if variational else [],
         weights_sha256=state_sha256(pruned_state(model)),
+        trained_sha256=trained.weights_sha256,
     )
     records.write(record, output / "prune.json")
     return record

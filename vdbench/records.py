@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vdbench.config import Suite, spec_sha256, stage_versions
+from vdbench.config import Method, Suite, spec_sha256, stage_versions
 
 RESULT_VERSION = 1
 STAGES = ("train", "prune", "time")
@@ -87,6 +87,7 @@ class Provenance(_Part):
     device: str
     cpu: str
     threads: int
+    variance_dtype: str | None = Field(None, description="type in which a variational layer's variance is computed")
     deterministic: bool
     started_at: str
     command: str
@@ -119,6 +120,7 @@ class Record(_Part):
     missing_backends: dict[str, str] = {}
     history: str | None = Field(None, description="name of the CSV file beside the record, one row an epoch")
     weights_sha256: str | None = None
+    trained_sha256: str | None = Field(None, description="of the trained weights that a pruned net was made from")
     wall_s: float
     peak_rss_mb: float
     provenance: Provenance
@@ -182,29 +184,40 @@ def run_folder(results: Path, experiment: str, method: str, seed: int) -> Path:
 def load(results: Path, suite: Suite) -> tuple[list[Record], list[str]]:
     """The records of a suite under `results` that are current, and a line for each run that is missing or stale.
 
-    A record is stale when it was made under another spec or another stage version. Raises RecordError for a file
-    that is not a record.
+    A record is stale when it was made under another spec or another stage version, lies in another run's place, or
+    was made from other weights than those trained last. Raises RecordError for a file that is not a record.
     """
     records, notes = [], []
-    for stage, experiment, method, seed in suite.jobs():
-        path = run_folder(results, experiment, method, seed) / f"{stage}.json"
-        name = f"{experiment}/{method}/seed{seed} {stage}"
+    trained: dict[tuple[str, str, int], str | None] = {}
+    for job in suite.jobs():
+        stage, *_, seed = job
+        path = run_folder(results, *job[1:]) / f"{stage}.json"
+        name = f"{job[1]}/{job[2]}/seed{seed} {stage}"
         if not path.exists():
             notes.append(f"missing: {name}")
             continue
         record = read(path)
-        reason = staleness(record, suite)
+        reason = staleness(record, suite, *job)
+        if (
+            reason is None
+            and stage == "prune"
+            and record.trained_sha256 != trained.get(record.run, record.trained_sha256)
+        ):
+            reason = "made from other weights than those trained last"
         if reason:
             notes.append(f"stale: {name}: {reason}")
         else:
             records.append(record)
+            if stage == "train":
+                trained[record.run] = record.weights_sha256
     return records, notes
 
 
-def staleness(record: Record, suite: Suite) -> str | None:
-    """Why a record does not belong to the suite as it stands now; None when it does."""
-    spec = suite.spec_of(record.stage, record.experiment, record.method, record.seed)  # type: ignore[arg-type]
-    if record.spec_sha256 != spec_sha256(spec):
+def staleness(record: Record, suite: Suite, stage: str, experiment: str, method: Method, seed: int) -> str | None:
+    """Why a record is not that of this job of the suite as it stands now; None when it is."""
+    if (record.stage, *record.run) != (stage, experiment, method, seed):
+        return f"the record of {record.experiment}/{record.method}/seed{record.seed} {record.stage}"
+    if record.spec_sha256 != spec_sha256(suite.spec_of(stage, experiment, method, seed)):
         return "made under another spec"
     expected = stage_versions(record.stage)
     if record.versions != expected:

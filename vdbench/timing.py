@@ -24,7 +24,7 @@ log = logging.getLogger("vdbench")
 TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order
 
 
-class UnequalOutputs(RuntimeError):
+class UnequalOutputs(records.RecordError):
     """Two backends disagree on the same net and input, so their times cannot be compared."""
 
 

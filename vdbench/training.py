@@ -120,6 +120,7 @@ class Training:
                 if not bool(totals.isfinite().all()):
                     return None
                 bar.update(DIVERGENCE_CHECK_STEPS)
+        bar.update(steps % DIVERGENCE_CHECK_STEPS)
         class_loss_mean, kl_mean = (totals / steps).tolist()
         evaluated = metrics.evaluate(self.model, data.eval_images, data.eval_labels)
         if not math.isfinite(class_loss_mean + kl_mean + evaluated["cross_entropy"]):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vdbench.posterior import EPS, LOG_ALPHA_CLIP, AddNoise, Posterior, log_alpha, narrow
+from vdbench.posterior import EPS, LOG_ALPHA_CLIP, AddNoise, Posterior, log_alpha, narrow, wide
 
 P_THRESHOLD = 0.95
 LOGA_THRESHOLD = 3.0
@@ -53,25 +53,29 @@ class VariationalDropout(nn.Module):
     @property
     def mask(self) -> Tensor:
         """True where a weight is kept, log alpha < `loga_threshold`; shaped as `weight`."""
-        return self.log_sigma2.exp() < math.exp(self.loga_threshold) * (self.weight.square() + EPS)
+        return wide(self.log_sigma2).exp() < math.exp(self.loga_threshold) * (wide(self.weight).square() + EPS)
 
     def masked_weight(self) -> Tensor:
         """The mean weights, the removed ones zero: all that eval mode computes with."""
         return self.weight * self.mask
 
     def kl_divergence(self) -> Tensor:
-        """KL(posterior || prior) in nats, a scalar summed over the weights (paper, equation 14; within 0.0094 nat a
-        weight of the exact value)."""
-        return cast(Tensor, Posterior.apply(self.weight, self.log_sigma2, math.inf)[2])
+        """KL(posterior || prior) in nats, a scalar of at least float32, summed over the weights (paper, equation 14;
+        within 0.0094 nat a weight of the exact value)."""
+        return self._posterior(math.inf)[2]
+
+    def _posterior(self, alpha_limit: float) -> tuple[Tensor, Tensor, Tensor]:
+        posterior = Posterior.apply(wide(self.weight), wide(self.log_sigma2), alpha_limit)
+        return cast(tuple[Tensor, Tensor, Tensor], posterior)
 
     def _training_moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of the weights as training mode uses them."""
         alpha_limit = math.exp(self.loga_threshold) if self.mask_in_training else math.inf
-        mean, variance, kl = Posterior.apply(self.weight, self.log_sigma2, alpha_limit)
+        mean, variance, kl = self._posterior(alpha_limit)
         # within no_grad, as in a checkpointed part, the value is there but not its gradient: it is computed again later
         if not torch.compiler.is_compiling() and kl.requires_grad and (collected := _collected.get()) is not None:
             collected[self] = kl
-        return mean, variance
+        return mean.to(self.weight.dtype), variance.to(self.weight.dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, loga_threshold={self.loga_threshold}"
@@ -156,7 +160,7 @@ class VariationalDropoutConv2d(VariationalDropout, nn.Conv2d):
         return cast(Tensor, AddNoise.apply(self._conv_forward(input, mean, self.bias), output_variance))
 
 
-VariationalDropoutConvolution2D = VariationalDropoutConv2d  # its name in the system we succeed
+VariationalDropoutConvolution2D = VariationalDropoutConv2d  # its name in the Chainer implementation
 
 _VARIATIONAL: dict[type[nn.Module], type[VariationalDropout]] = {
     nn.Linear: VariationalDropoutLinear,

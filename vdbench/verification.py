@@ -9,6 +9,7 @@ from vdbench import data, metrics, pruning, records, shipping
 from vdbench.config import VARIATIONAL_METHODS
 from vdbench.data import Dataset
 from vdbench.records import Record
+from vdbench.tensors import state_sha256
 
 
 def verify(folders: Sequence[Path], *, cache_folder: Path | None = None, mirror: Path | None = None) -> int:
@@ -58,9 +59,11 @@ def _differences(path: Path, record: Record, dataset: Dataset) -> list[str]:
         "compression_ratio": size.compression_ratio,
         "layers": {layer.name: layer.nonzero for layer in metrics.layers(model)},
     }
+    recorded = _recorded(record) | {"weights_sha256": record.weights_sha256}
+    measured["weights_sha256"] = state_sha256(model.state_dict())
     return [
         f"{key}: recorded {value}, measured {measured[key]}"
-        for key, value in _recorded(record).items()
+        for key, value in recorded.items()
         if value != measured[key]
     ]
 

@@ -1,4 +1,4 @@
-"""Linear layers whose weights are SciPy CSR matrices, as the system we succeed computes them."""
+"""Linear layers whose weights are SciPy CSR matrices."""
 
 import copy
 from typing import Any

@@ -25,6 +25,11 @@ def read_suite(files, settings):
 # Jobs find the `vdbench` beside the Python that runs Snakemake, in an activated environment or not.
 os.environ.update(PATH=os.pathsep.join((os.path.dirname(sys.executable), *os.get_exec_path())))
 SUITE, SUITE_FILE = read_suite(workflow.configfiles, workflow.config_settings.config)
+# Not a parameter of any rule: where the same bytes come from changes no result.
+if SUITE.mirror:
+    os.environ.setdefault("VDBENCH_MIRROR", SUITE.mirror)
+# The project's own runs of this suite, if it has any, are shown beside those of this machine.
+RECORDED = Path("results/recorded") / SUITE.suite
 
 
 wildcard_constraints:
@@ -54,6 +59,11 @@ def suite_spec(wildcards):
 def data_report(wildcards):
     """Existence is enough: content is verified at every use, so a report written anew reruns nothing."""
     return ancient(f"results/{wildcards.suite}/data/{SUITE.experiments[wildcards.experiment].dataset}.json")
+
+
+def beside(wildcards):
+    """The recorded runs, as a flag, where there are any."""
+    return ["--recorded", str(RECORDED)] if RECORDED.is_dir() else []
 
 
 def matched_record(wildcards):

@@ -8,7 +8,6 @@ rule fetch:
     conda:
         "../envs/vdbench.yaml"
     params:
-        mirror=["--mirror", SUITE.mirror] if SUITE.mirror else [],
         versions=versions("data"),
     shell:
-        "vdbench fetch {wildcards.dataset:q} {params.mirror:q} --output {output:q} > {log:q} 2>&1"
+        "vdbench fetch {wildcards.dataset:q} --output {output:q} > {log:q} 2>&1"

@@ -19,6 +19,7 @@ rule collect:
 rule table:
     input:
         records,
+        "configs/reference/table1.csv",
     output:
         table_files(),
     log:
@@ -29,14 +30,16 @@ rule table:
         suite_file=SUITE_FILE,
         spec=suite_spec,
         folder=subpath(output[0], parent=True),
+        beside=beside,
     shell:
-        "vdbench table {params.suite_file:q} --results results/{wildcards.suite:q} --output {params.folder:q}"
-        " > {log:q} 2>&1"
+        "vdbench table {params.suite_file:q} --results results/{wildcards.suite:q} {params.beside:q}"
+        " --output {params.folder:q} > {log:q} 2>&1"
 
 
 rule plot:
     input:
         records,
+        "configs/reference/table1.csv",
         histories_and_nets,
     output:
         figure_files(),
@@ -48,9 +51,10 @@ rule plot:
         suite_file=SUITE_FILE,
         spec=suite_spec,
         folder=subpath(output[0], parent=True),
+        beside=beside,
     shell:
-        "vdbench plot {params.suite_file:q} --results results/{wildcards.suite:q} --output {params.folder:q}"
-        " > {log:q} 2>&1"
+        "vdbench plot {params.suite_file:q} --results results/{wildcards.suite:q} {params.beside:q}"
+        " --output {params.folder:q} > {log:q} 2>&1"
 
 
 # Without outputs, so always run: the recorded runs are in the checkout, and this takes seconds.
@@ -62,7 +66,7 @@ rule tables:
         "../envs/vdbench.yaml"
     params:
         suite_file=SUITE_FILE,
-        recorded=f"results/recorded/{SUITE.suite}",
+        recorded=RECORDED,
     shell:
         "(vdbench table {params.suite_file:q} --recorded {params.recorded:q} --output {params.recorded:q}/tables"
         " && vdbench plot {params.suite_file:q} --recorded {params.recorded:q} --output {params.recorded:q}/figures)"
