@@ -142,7 +142,8 @@ def test_the_paper_is_quoted_as_printed(model, error, compression):
     suite = factory.suite(net=factory.experiment(model))
     paper = published.sparse_vd(suite.experiments["net"])
     assert paper and (paper.error_pct, paper.compression) == (error, compression)
-    others = published.rows("third_party", suite.experiments["net"])
+    net = suite.experiments["net"]
+    others = published.rows("third_party", net) + published.rows("related", net)
     assert others and all(other.source and other.confidence in ("read", "derived") for other in others)
 
 

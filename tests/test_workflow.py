@@ -197,7 +197,14 @@ def test_the_report_has_captions_and_categories(project):
     done = project.snakemake("--report", "report.html")
     assert done.returncode == 0, done.stdout
     text = (project.folder / "report.html").read_text()
-    for expected in ("table1.csv", "error_vs_compression.png", "Tables", "Figures", "one point a run"):
+    for expected in (
+        "table1.html",
+        "Table 1: error and compression",
+        "error_vs_compression.png",
+        "Tables",
+        "Figures",
+        "one point a run",
+    ):
         assert expected in text
 
 

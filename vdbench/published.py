@@ -15,7 +15,8 @@ _FOLDERS = (Path(__file__).parent / "reference", Path(__file__).parent.parent / 
 class Published:
     """One row of table1.csv, numbers as printed: "0.80" stays "0.80", "1.0" stays "1.0".
 
-    `kind` is "published" (the paper's own table) or "third_party" (someone else's run or quotation of Sparse VD).
+    `kind` is "published" (the paper's own table), "third_party" (someone else's run of Sparse VD on the same net) or
+    "related" (a slightly different net, or a quotation: for a table with its remark, not for a figure).
     `confidence` is "read" (in the named source) or "derived" (computed from what was read; `remark` says how).
     """
 

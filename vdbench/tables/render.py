@@ -1,5 +1,6 @@
 """Numbers to text, and one table document to Markdown, LaTeX, CSV and the terminal."""
 
+import html
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,17 @@ from vdbench.records import atomic_write
 from vdbench.stats import Summary
 
 NOTHING = "–"
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 15px/1.5 sans-serif; margin: 2em; color: #222; }}
+h1 {{ font-size: 1.4em; }} h2 {{ font-size: 1.1em; margin-top: 2em; }}
+table {{ border-collapse: collapse; }}
+th, td {{ text-align: left; padding: 0.25em 0.8em; border-bottom: 1px solid #ddd; }}
+ul {{ max-width: 60em; color: #555; }}
+</style></head><body>
+{body}
+</body></html>
+"""
 _LATEX = str.maketrans(
     {character: rf"\{character}" for character in "&%$#_{}"}
     | {
@@ -104,6 +116,17 @@ def to_markdown(document: Document) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def to_html(document: Document) -> str:
+    """A page of its own, for a browser or a report."""
+    parts = [f"<h1>{html.escape(document.title)}</h1>"]
+    for section in document.sections:
+        parts += [f"<h2>{html.escape(section.heading)}</h2>", section.frame.to_html(index=False, border=0)]
+    if document.notes:
+        items = "\n".join(f"<li>{html.escape(note)}</li>" for note in document.notes)
+        parts.append(f"<ul>\n{items}\n</ul>")
+    return _PAGE.format(title=html.escape(document.title), body="\n".join(parts))
+
+
 def to_latex(document: Document) -> str:
     """One table a section, then the notes as an itemize; the preamble needs the packages in the first line."""
     parts = [f"% {document.title}; needs \\usepackage{{booktabs,adjustbox}}"]
@@ -124,6 +147,7 @@ def to_latex(document: Document) -> str:
 def write(document: Document, folder: Path) -> list[Path]:
     """One file a format, named after the document's label."""
     texts = {
+        "html": to_html(document),
         "csv": document.numbers.to_csv(index=False, lineterminator="\n"),
         "md": to_markdown(document),
         "tex": to_latex(document),

@@ -30,7 +30,7 @@ def document(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]])
     for name, experiment in suite.experiments.items():
         ours = [result for result in results if result.name == name]
         paper = published.rows("published", experiment)
-        others = published.rows("third_party", experiment)
+        others = published.rows("third_party", experiment) + published.rows("related", experiment)
         title = outputs.title(name, experiment)
         rows += [_published_numbers(name, experiment, row) for row in [*paper, *others]]
         rows += [_numbers(result) for result in ours]

@@ -99,7 +99,7 @@ def table_files():
     return [
         file
         for stem in outputs.tables(SUITE)
-        for file in in_report("tables", stem, outputs.TABLE_FORMATS, {"Table": stem})
+        for file in in_report("tables", stem, outputs.TABLE_FORMATS, {"Table": outputs.TABLES[stem]})
     ]
 
 
@@ -111,7 +111,7 @@ def figure_files():
             "figures",
             stem,
             outputs.FIGURE_FORMATS,
-            {"Figure": kind, "Experiment": ", ".join(experiments)},
+            {"Figure": outputs.FIGURES[kind], "Experiment": ", ".join(experiments)},
             kind,
         )
     ]
