@@ -75,6 +75,21 @@ def test_an_unknown_key_is_refused_by_name(path, value, key):
     assert lines[0].startswith(f"my.yaml: {key}: ")
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("suite", "recorded", "take another name"),
+        ("experiments/fc/seeds", [-1], "experiments.fc.seeds"),
+        ("experiments/fc/seeds_of", {"vd_warmup": []}, "experiments.fc.seeds_of.vd_warmup"),
+        ("experiments/fc/timed", ["vd_warmup", "vd_warmup"], "timed: .* has duplicates"),
+        ("experiments/fc/methods/magnitude", {"epochs": 3, "prune_epochs": 1}, "magnitude has 3 epochs, vd_finetune"),
+    ],
+)
+def test_what_could_only_fail_later_is_refused_at_once(path, value, message):
+    with pytest.raises(SuiteError, match=message):
+        parse_suite(changed(path, value), "my.yaml")
+
+
 def test_a_key_given_twice_is_refused(tmp_path):
     path = tmp_path / "twice.yaml"
     path.write_text(yaml.safe_dump(content()) + "suite: other\n")

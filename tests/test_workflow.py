@@ -34,7 +34,7 @@ experiments:
 FULL = (
     SUITE
     + """\
-      vd_finetune: {epochs: 1}
+      vd_finetune: {epochs: 2}
       vd_warmup: {epochs: 1}
       magnitude: {epochs: 2, prune_epochs: 1}
       random: {epochs: 2, prune_epochs: 1}
