@@ -49,7 +49,7 @@ def _panel(axis: Axes, found: list[Speedup], backends: list[str]) -> None:
         backend = item.timing.backend
         if backend == REFERENCE_BACKEND or item.ratio is None:
             continue
-        offset = 0.18 * (contenders.index(backend) - (len(contenders) - 1) / 2)
+        offset = 0.27 * (contenders.index(backend) - (len(contenders) - 1) / 2)
         place = batches.index(item.timing.batch_size) + offset
         low, high = item.interval or (item.ratio, item.ratio)
         axis.vlines(place, low, high, color=BACKEND_COLOURS[backend], linewidth=2)
