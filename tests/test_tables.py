@@ -233,7 +233,7 @@ def test_latex_is_escaped(suite, tmp_path):
     assert render.latex(r"50 % of a_b & #1 ~ \x ± 2×") == (
         r"50 \% of a\_b \& \#1 \textasciitilde{} \textbackslash{}x $\pm$ 2$\times$"
     )
-    bad = factory.record(suite, "fc", "dense", 0, "train", status="failed", message="100% of x_1 & y")
+    bad = factory.record(suite, "fc", "dense", 0, "train", status="diverged", message="100% of x_1 & y")
     tables.write_tables(suite, {HERE: [bad]}, {HERE: []}, tmp_path)
     text = (tmp_path / "table1.tex").read_text()
     assert r"100\% of x\_1 \& y" in text

@@ -106,7 +106,7 @@ class Record(_Part):
     spec_sha256: str
     versions: dict[str, int]
     code_digest: str
-    status: Literal["ok", "diverged", "failed"]
+    status: Literal["ok", "diverged"]
     message: str = ""
     metrics: dict[str, float] = Field({}, description="of the last epoch; errors in percent")
     control: Control | None = None

@@ -1,4 +1,4 @@
-"""Records of one method gathered over its seeds, with none of the runs that failed lost from sight."""
+"""Records of one method gathered over its seeds, with none of the runs that diverged lost from sight."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,7 +65,7 @@ class MethodResult:
 
 
 def state(records: Iterable[Record]) -> str:
-    """What became of one run: "ok" once its pruned net is evaluated, else "diverged", "failed" or "missing"."""
+    """What became of one run: "ok" once its pruned net is evaluated, else "diverged" or "missing"."""
     stages = {record.stage: record for record in records if record.stage != "time"}
     for record in stages.values():
         if record.status != "ok":

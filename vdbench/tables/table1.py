@@ -208,7 +208,6 @@ def _numbers(result: MethodResult) -> dict[str, Any]:
         "seeds": len(states),
         "n": len(result.good),
         "diverged": states.count("diverged"),
-        "failed": states.count("failed"),
         "missing": states.count("missing"),
         **_spread("error", result.error),
         "sparsity_per_layer": " - ".join(f"{value:.3f}" for value in result.sparsities) if result.good else "",
@@ -235,7 +234,7 @@ def _spread(name: str, summary: Summary | None) -> dict[str, float | None]:
 def _numbers_template() -> dict[str, Any]:
     """Every column of the CSV, in order, empty."""
     names = ["experiment", "dataset", "model", "method", "source", "error_kind", "threshold"]
-    names += ["seeds", "n", "diverged", "failed", "missing", *_spread("error", None), "sparsity_per_layer"]
+    names += ["seeds", "n", "diverged", "missing", *_spread("error", None), "sparsity_per_layer"]
     names += [*_spread("compression", None), "error_minus_paper", "compression_over_paper"]
     names += [*_spread("error_minus_dense", None), "pairs_with_dense", "dense_error"]
     names += [*_spread("theoretical_speedup", None), "reference", "confidence", "remark"]
