@@ -6,10 +6,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vdbench import records
 from vdbench.config import RunSpec, Suite, SuiteError, load_suite, parse_spec
 from vdbench.files import DataError
+
+if TYPE_CHECKING:
+    from vdbench.data import Dataset
 
 EXPECTED_ERRORS = (SuiteError, records.RecordError, DataError, OSError)
 
@@ -29,14 +33,13 @@ def fetch(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Train one run; started again after being killed, it goes on where it was."""
-    from vdbench import data, training
+    from vdbench import training
 
-    spec: RunSpec = args.spec
     record = training.train(
-        spec,
+        args.spec,
         suite=args.suite_name,
         output=args.output,
-        data=data.load(spec.dataset, validation_size=spec.validation_size, cache=args.cache, mirror=args.mirror),
+        data=_dataset(args),
         pretrained=args.pretrained,
         matched=args.matched,
         progress=sys.stderr.isatty(),
@@ -46,14 +49,13 @@ def train(args: argparse.Namespace) -> int:
 
 def prune(args: argparse.Namespace) -> int:
     """Remove weights for good, evaluate what is left and write the pruned net."""
-    from vdbench import data, pruning
+    from vdbench import pruning
 
-    spec: RunSpec = args.spec
     record = pruning.prune(
-        spec,
+        args.spec,
         suite=args.suite_name,
         output=args.output,
-        data=data.load(spec.dataset, validation_size=spec.validation_size, cache=args.cache, mirror=args.mirror),
+        data=_dataset(args),
         weights=args.weights,
         control=args.control,
     )
@@ -70,8 +72,15 @@ def time(args: argparse.Namespace) -> int:
     return _finished(record)
 
 
+def _dataset(args: argparse.Namespace) -> "Dataset":
+    from vdbench import data
+
+    spec: RunSpec = args.spec
+    return data.load(spec.dataset, validation_size=spec.validation_size, cache=args.cache, mirror=args.mirror)
+
+
 def _finished(record: records.Record) -> int:
-    """A diverged run is a result: the suite goes on, and the tables say so."""
+    """Say how a job ended. A diverged run is a result too: the suite goes on, and the tables say so."""
     numbers = ", ".join(f"{name} {value:.6g}" for name, value in record.metrics.items())
     message = f" ({record.message})" if record.message else ""
     print(f"{record.stage} {record.status}{message} after {record.wall_s:.1f} s{': ' if numbers else ''}{numbers}")

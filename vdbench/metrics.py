@@ -28,6 +28,11 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def parameter_name(layer: str) -> str:
+    """The name in a state dict of a layer's weight; a model that is itself the layer has the empty name."""
+    return f"{layer}.weight" if layer else "weight"
+
+
 def layers(model: nn.Module) -> list[Layer]:
     """Total and nonzero weights of every layer."""
     found = []
@@ -43,7 +48,7 @@ def size(model: nn.Module) -> Size:
     """Weights, nonzero weights and their ratio over the whole model; biases apart."""
     counted = layers(model)
     total, nonzero = sum(layer.total for layer in counted), sum(layer.nonzero for layer in counted)
-    named = {f"{layer.name}.weight".lstrip(".") for layer in counted}
+    named = {parameter_name(layer.name) for layer in counted}
     biases = sum(p.numel() for n, p in model.named_parameters() if n not in named and not n.endswith("log_sigma2"))
     return Size(
         weights=total,
