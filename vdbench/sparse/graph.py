@@ -1,0 +1,216 @@
+"""A network as the engine sees it: operations on values without a batch axis, each value named after what makes it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Shape = tuple[int, ...]  # (channels,) or (channels, height, width)
+Pair = tuple[int, int]
+Padding = tuple[int, int, int, int]  # rows above and below, columns left and right
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """One operation. `name` also names its value, of shape `shape`; `inputs` are names of earlier values."""
+
+    name: str
+    inputs: tuple[str, ...] = ()
+    shape: Shape
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """What the operation means, in PyTorch, on values with a batch axis in front."""
+        raise NotImplementedError
+
+    @property
+    def weight_count(self) -> int:
+        """Numbers a multiplication is spent on, zeros left out."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input(Op):
+    """What the network is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Op):
+    """weight (out, in), bias (out,)."""
+
+    weight: np.ndarray = field(repr=False)
+    bias: np.ndarray = field(repr=False)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return functional.linear(inputs[0], torch.from_numpy(self.weight), torch.from_numpy(self.bias))
+
+    @property
+    def weight_count(self) -> int:
+        return int(np.count_nonzero(self.weight))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv2d(Op):
+    """weight (out, in / groups, height, width); bias (out,), or (out, H, W) where it differs from place to place.
+    Padding is with zeros."""
+
+    weight: np.ndarray = field(repr=False)
+    bias: np.ndarray = field(repr=False)
+    stride: Pair = (1, 1)
+    padding: Padding = (0, 0, 0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        top, bottom, left, right = self.padding
+        value, padding = inputs[0], (top, left)
+        if (top, left) != (bottom, right):
+            value, padding = functional.pad(value, (left, right, top, bottom)), (0, 0)
+        bias = torch.from_numpy(self.bias)
+        everywhere = bias if bias.dim() == 1 else None
+        out = functional.conv2d(
+            value, torch.from_numpy(self.weight), everywhere, self.stride, padding, self.dilation, self.groups
+        )
+        return out if everywhere is not None else out + bias
+
+    @property
+    def weight_count(self) -> int:
+        return int(np.count_nonzero(self.weight))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine(Op):
+    """scale and shift (channels,) of every channel: a normalisation that no layer before it could take in."""
+
+    scale: np.ndarray = field(repr=False)
+    shift: np.ndarray = field(repr=False)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        places = (-1, *[1] * (len(self.shape) - 1))
+        return inputs[0] * torch.from_numpy(self.scale).view(places) + torch.from_numpy(self.shift).view(places)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip(Op):
+    """max(low, min(high, x)): ReLU is (0, inf), ReLU6 (0, 6), Hardtanh (-1, 1)."""
+
+    low: float = 0.0
+    high: float = float("inf")
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return functional.relu(inputs[0]) if (self.low, self.high) == (0, np.inf) else inputs[0].clamp(self.low, self.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakyReLU(Op):
+    """x where positive, slope times x elsewhere."""
+
+    slope: float
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return functional.leaky_relu(inputs[0], self.slope)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool2d(Op):
+    """What max- and average pooling share. Places outside the input take no part in a maximum and count as zeros in
+    a mean, whose divisor is the kernel's size unless `count_include_pad` is off."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    ceil_mode: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxPool2d(Pool2d):
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return functional.max_pool2d(
+            inputs[0], self.kernel, self.stride, self.padding, self.dilation, ceil_mode=self.ceil_mode
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AvgPool2d(Pool2d):
+    """Its dilation is always 1. Adaptive pooling is this wherever its windows are equal."""
+
+    count_include_pad: bool = True
+    divisor: int | None = None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return functional.avg_pool2d(
+            inputs[0], self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flatten(Op):
+    """(channels, height, width) to (channels * height * width,)."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return inputs[0].flatten(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Add(Op):
+    """The sum of two values of one shape."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return inputs[0] + inputs[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concat(Op):
+    """Values one behind the other along the channels."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return torch.cat(inputs, dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchOp(Op):
+    """Anything else that works example by example, as a function of batches; it always runs in PyTorch."""
+
+    function: Callable[..., Tensor] = field(repr=False)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Operations in an order in which they can run; the first is the only Input, the last makes the output.
+
+    `removed` says, layer by layer, what exact compaction took out, for people to read.
+    """
+
+    ops: tuple[Op, ...]
+    removed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def input(self) -> Op:
+        return self.ops[0]
+
+    @property
+    def output(self) -> Op:
+        return self.ops[-1]
+
+    def __getitem__(self, name: str) -> Op:
+        return next(op for op in self.ops if op.name == name)
+
+    def consumers(self, name: str) -> list[Op]:
+        return [op for op in self.ops if name in op.inputs]
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """The network in PyTorch, zeros and all: the reference every kernel is checked against."""
+        return run_ops(self.ops[1:], {self.input.name: batch})[self.output.name]
+
+
+def run_ops(ops: Sequence[Op], values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`values` with those of `ops` added, computed by PyTorch."""
+    for op in ops:
+        values[op.name] = op(*(values[name] for name in op.inputs))
+    return values
