@@ -1,0 +1,107 @@
+"""Where the numbers of a value lie in memory.
+
+A channel is a padded plane: rows of pixels with a halo of zeros around them, so that a convolution never asks whether
+it is at an edge. A pixel is one number when single examples are computed, and `examples` numbers, lanes of vectors,
+when batches are:
+
+    single:  [channel][row][column]                 lanes are neighbouring pixels
+    batch:   [channel][row][column][example]        lanes are examples
+
+Values of one map size share one halo, so that a position in one is the same position in another.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from vdbench.sparse.codegen import FLOAT_BYTES
+from vdbench.sparse.graph import Padding, Shape
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the planes of values of one map size lie: `examples` numbers a pixel, 1 for single examples."""
+
+    height: int
+    width: int
+    halo: Padding
+    examples: int
+    slack: int  # floats behind a plane that a vector may reach into
+
+    @property
+    def pixel(self) -> int:
+        return self.examples * FLOAT_BYTES
+
+    @property
+    def pitch(self) -> int:
+        """Bytes from row to row."""
+        return (self.width + self.halo[2] + self.halo[3]) * self.pixel
+
+    @property
+    def plane(self) -> int:
+        """Bytes from channel to channel."""
+        return (self.height + self.halo[0] + self.halo[1]) * self.pitch + self.slack * FLOAT_BYTES
+
+    @property
+    def first(self) -> int:
+        """Bytes from the start of a plane to its first pixel inside the halo."""
+        return self.halo[0] * self.pitch + self.halo[2] * self.pixel
+
+    def places(self, channels: int) -> np.ndarray:
+        """Byte offsets (channels, height, width) of every pixel from the start of the first plane."""
+        c, y, x = np.ogrid[:channels, : self.height, : self.width]
+        return self.first + c * self.plane + y * self.pitch + x * self.pixel
+
+
+def maps(shape: Shape) -> tuple[int, int]:
+    """Height and width; a vector has maps of one pixel."""
+    return (shape[1], shape[2]) if len(shape) == 3 else (1, 1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A value in memory: its planes' geometry and where the first one starts, in bytes."""
+
+    geometry: Geometry
+    channels: int
+    start: int
+
+    def places(self) -> np.ndarray:
+        """Byte offsets (channels, height, width) of every pixel."""
+        return self.start + self.geometry.places(self.channels)
+
+    @property
+    def first(self) -> int:
+        return self.start + self.geometry.first
+
+
+def geometries(halos: Mapping[tuple[int, int], Padding], examples: int, lanes: int) -> dict[tuple[int, int], Geometry]:
+    """The geometry of every map size in `halos`."""
+    slack = 2 * lanes if examples == 1 else 0
+    return {
+        size: Geometry(*size, halo, examples, 0 if size == (1, 1) and not any(halo) else slack)
+        for size, halo in halos.items()
+    }
+
+
+class Arena:
+    """Hands out memory for values; a place that was given back is only reused for planes of the same geometry, whose
+    halo is zero already."""
+
+    def __init__(self, reserved: int) -> None:
+        self.size = reserved
+        self._free: list[Place] = []
+
+    def take(self, geometry: Geometry, channels: int) -> Place:
+        fitting = [p for p in self._free if p.geometry == geometry and p.channels >= channels]
+        if fitting:
+            best = min(fitting, key=lambda place: place.channels)
+            self._free.remove(best)
+            return best
+        start = -(-self.size // 64) * 64
+        self.size = start + channels * geometry.plane + 4 * geometry.slack * FLOAT_BYTES + 64
+        return Place(geometry, channels, start)
+
+    def give_back(self, places: Iterable[Place]) -> None:
+        self._free.extend(places)

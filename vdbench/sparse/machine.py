@@ -1,0 +1,69 @@
+"""What this processor could do at best: multiply-adds from registers, and with an operand from each level of memory.
+
+A sparse kernel multiplies every weight with vectors that it loads, so the rates with an operand from memory are its
+limits, not the one from registers.
+"""
+
+import time
+from functools import cache
+
+import numpy as np
+from llvmlite import ir
+
+from vdbench.sparse.codegen import FLOAT, FLOAT_BYTES, I64, Code
+from vdbench.sparse.jit import native_function, vector_lanes
+
+ACCUMULATORS = 16
+# bytes read over and over: well inside the first- and second-level caches, and inside the third
+LEVELS = {"load_l1": 24 << 10, "load_l2": 384 << 10, "load_l3": 6 << 20}
+
+
+def _registers(code: Code, source: ir.Value, destination: ir.Value, counts: ir.Value) -> None:
+    """counts[0] rounds of independent multiply-adds."""
+    _accumulate(code, source, destination, code.element(counts, 0, I64), None)
+
+
+def _memory(code: Code, source: ir.Value, destination: ir.Value, counts: ir.Value) -> None:
+    """counts[0] passes over counts[1] bytes, a multiply-add for every vector."""
+    _accumulate(code, source, destination, code.element(counts, 0, I64), code.element(counts, 1, I64))
+
+
+def _accumulate(code: Code, source: ir.Value, destination: ir.Value, rounds: ir.Value, size: ir.Value | None) -> None:
+    lanes = vector_lanes()
+    vector, stride = ir.VectorType(FLOAT, lanes), ACCUMULATORS * lanes * FLOAT_BYTES
+    weight = code.load(source, vector)
+    sums = [code.variable(vector, code.load(code.at(source, k * lanes * 4), vector)) for k in range(ACCUMULATORS)]
+    with code.loop(rounds):
+        if size is None:
+            for total in sums:
+                total.set(code.fma(weight, weight, total.get()))
+        else:
+            with code.loop(size, step=stride) as offset:
+                for k, total in enumerate(sums):
+                    operand = code.load(code.at(source, code.b.add(offset, I64(k * lanes * FLOAT_BYTES))), vector)
+                    total.set(code.fma(weight, operand, total.get()))
+    for k, total in enumerate(sums):
+        code.store(total.get(), code.at(destination, k * lanes * FLOAT_BYTES))
+
+
+@cache
+def calibrate() -> dict[str, float]:
+    """GFLOP/s of one thread: `fma` from registers; `load_l1`, `load_l2`, `load_l3` with one operand of every multiply-
+    add read from that level of memory. Measured once a process, in about a second."""
+    lanes = vector_lanes()
+    memory = np.zeros(max(LEVELS.values()) // FLOAT_BYTES + 16 * lanes + 16, np.float32)
+    memory = memory[(-memory.ctypes.data % 64) // FLOAT_BYTES :]
+    out = np.zeros(ACCUMULATORS * lanes, np.float32)
+    found = {}
+    for name, size in {"fma": 0, **LEVELS}.items():
+        run = native_function(_memory if size else _registers)
+        rounds = (40 << 20) // size if size else 200_000
+        flops = 2 * rounds * (size // FLOAT_BYTES if size else ACCUMULATORS * lanes)
+        counts = np.array([rounds, size], np.int64)
+        best = float("inf")
+        for _ in range(12):
+            started = time.perf_counter()
+            run(memory.ctypes.data, out.ctypes.data, counts.ctypes.data)
+            best = min(best, time.perf_counter() - started)
+        found[name] = round(flops / best / 1e9, 1)
+    return found

@@ -1,0 +1,245 @@
+"""Every operation the engine runs itself, as one thing: sums of weighted neighbouring pixels, channel by channel.
+
+A convolution is one; a linear layer is one on maps of one pixel; so are pooling, normalisation, a sum of values and
+their concatenation, with weights that are no parameters.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vdbench.sparse.graph import (
+    Add,
+    Affine,
+    AvgPool2d,
+    Clip,
+    Concat,
+    Conv2d,
+    Flatten,
+    Graph,
+    LeakyReLU,
+    Linear,
+    MaxPool2d,
+    Op,
+    Padding,
+    Pair,
+    Pool2d,
+    Shape,
+)
+from vdbench.sparse.layout import maps
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Terms of the sums, sorted by `row`, the output channel: pixel (y, x) of `channel` of input `source`, counted
+    from where the output pixel lies, times `weight`."""
+
+    row: np.ndarray
+    source: np.ndarray
+    channel: np.ndarray
+    y: np.ndarray
+    x: np.ndarray
+    weight: np.ndarray
+
+
+@dataclass(frozen=True)
+class Stencil:
+    """One native operation: `ops` of the graph in one, from the values `inputs` to the value `output`.
+
+    `shape` is that before pooling by `pool`, which takes the maximum of windows side by side. `bias` has one number a
+    channel, or (channels, height, width) of them. `low`, `high` and `slope` are the activation's.
+    """
+
+    ops: tuple[Op, ...]
+    inputs: tuple[str, ...]
+    shape: Shape
+    entries: Entries
+    bias: np.ndarray
+    stride: Pair = (1, 1)
+    maximum: bool = False
+    low: float | None = None
+    high: float | None = None
+    slope: float | None = None
+    pool: Pair = (1, 1)
+
+    def computed(self) -> tuple[int, int]:
+        """Height and width of what is computed before pooling."""
+        height, width = maps(self.shape)
+        return height - height % self.pool[0], width - width % self.pool[1]
+
+    @property
+    def output(self) -> str:
+        return self.ops[-1].name
+
+    @property
+    def pooled_shape(self) -> Shape:
+        """The shape of what is stored."""
+        if len(self.shape) == 1:
+            return self.shape
+        return (self.shape[0], self.shape[1] // self.pool[0], self.shape[2] // self.pool[1])
+
+    def halo(self, size: tuple[int, int]) -> Padding:
+        """How far the sums reach outside inputs with maps of this size."""
+        (height, width), e = self.computed(), self.entries
+        if not len(e.row):
+            return (0, 0, 0, 0)
+        below = (height - 1) * self.stride[0] + int(e.y.max()) - (size[0] - 1)
+        right = (width - 1) * self.stride[1] + int(e.x.max()) - (size[1] - 1)
+        return (max(0, -int(e.y.min())), max(0, below), max(0, -int(e.x.min())), max(0, right))
+
+    @property
+    def name(self) -> str:
+        return self.ops[0].name
+
+    @property
+    def multiply_adds(self) -> int:
+        """For one example, over all output pixels that are computed."""
+        height, width = self.computed()
+        return 0 if self.maximum else len(self.entries.row) * height * width
+
+
+def _entries(row, source, channel, y, x, weight) -> Entries:  # type: ignore[no-untyped-def]
+    columns = [np.broadcast_to(column, np.shape(row)) for column in (row, source, channel, y, x, weight)]
+    order = np.argsort(columns[0], kind="stable")
+    *positions, weights = (column[order] for column in columns)
+    return Entries(*(p.astype(np.int64) for p in positions), weights.astype(np.float32))
+
+
+def _linear(op: Linear, inputs: list[Shape]) -> Stencil:
+    row, feature = np.nonzero(op.weight)
+    height, width = maps(inputs[0])
+    channel, y, x = np.unravel_index(feature, (op.weight.shape[1] // (height * width), height, width))
+    return Stencil((op,), op.inputs, op.shape, _entries(row, 0, channel, y, x, op.weight[row, feature]), op.bias)
+
+
+def _conv(op: Conv2d, inputs: list[Shape]) -> Stencil:
+    row, channel, ky, kx = np.nonzero(op.weight)
+    outputs, per_group = op.weight.shape[:2]
+    group = row // (outputs // op.groups)
+    y, x = ky * op.dilation[0] - op.padding[0], kx * op.dilation[1] - op.padding[2]
+    entries = _entries(row, 0, group * per_group + channel, y, x, op.weight[row, channel, ky, kx])
+    return Stencil((op,), op.inputs, op.shape, entries, op.bias, op.stride)
+
+
+def _pool(op: MaxPool2d | AvgPool2d, inputs: list[Shape]) -> Stencil:
+    channel, ky, kx = (a.ravel() for a in np.indices((op.shape[0], *op.kernel)))
+    y, x = ky * op.dilation[0] - op.padding[0], kx * op.dilation[1] - op.padding[1]
+    weight = 1 / ((op.divisor if isinstance(op, AvgPool2d) else None) or op.kernel[0] * op.kernel[1])
+    return Stencil(
+        (op,),
+        op.inputs,
+        op.shape,
+        _entries(channel, 0, channel, y, x, weight),
+        np.zeros(op.shape[0], np.float32),
+        op.stride,
+        maximum=isinstance(op, MaxPool2d),
+    )
+
+
+def _channelwise(op: Op, inputs: list[Shape]) -> Stencil:
+    """Affine, Clip, LeakyReLU, Add and Concat: every output channel is a channel, or the sum of two."""
+    channels = np.arange(op.shape[0])
+    scale, shift = np.ones(op.shape[0], np.float32), np.zeros(op.shape[0], np.float32)
+    if isinstance(op, Affine):
+        scale, shift = op.scale, op.shift
+    if isinstance(op, Add):
+        both = np.concatenate([channels, channels])
+        entries = _entries(both, np.repeat([0, 1], len(channels)), both, 0, 0, 1.0)
+    elif isinstance(op, Concat):
+        counts = [shape[0] for shape in inputs]
+        source = np.repeat(np.arange(len(inputs)), counts)
+        entries = _entries(channels, source, np.concatenate([np.arange(n) for n in counts]), 0, 0, 1.0)
+    else:
+        entries = _entries(channels, 0, channels, 0, 0, scale)
+    return Stencil((op,), op.inputs, op.shape, entries, shift)
+
+
+_FROM = {Linear: _linear, Conv2d: _conv, MaxPool2d: _pool, AvgPool2d: _pool}
+_FROM |= dict.fromkeys((Affine, Clip, LeakyReLU, Add, Concat), _channelwise)  # type: ignore[arg-type]
+
+
+def _activated(stencil: Stencil, op: Op) -> Stencil:
+    ops = stencil.ops if stencil.ops[-1] is op else (*stencil.ops, op)
+    if isinstance(op, LeakyReLU):
+        return replace(stencil, ops=ops, slope=op.slope)
+    if isinstance(op, Clip):
+        bounds = (None if np.isinf(bound) else bound for bound in (op.low, op.high))
+        return replace(stencil, ops=ops, **dict(zip(("low", "high"), bounds, strict=True)))
+    return stencil
+
+
+def stencil(op: Op, graph: Graph) -> Stencil | None:
+    """The operation as a stencil; None where it is none and PyTorch has to run it."""
+    inputs = [graph[source(name, graph)].shape for name in op.inputs]
+    if type(op) not in _FROM or (isinstance(op, Pool2d) and not _is_plain(op, inputs[0], graph)):
+        return None
+    made = _FROM[type(op)](op, inputs)  # type: ignore[arg-type]
+    return _activated(replace(made, inputs=tuple(source(name, graph) for name in op.inputs)), op)
+
+
+def source(name: str, graph: Graph) -> str:
+    """The value that `name` is a view of: flattening moves nothing."""
+    op = graph[name]
+    return source(op.inputs[0], graph) if isinstance(op, Flatten) else name
+
+
+def _is_plain(op: Pool2d, shape: Shape, graph: Graph) -> bool:
+    """No window differs from the others: the halo of zeros stands in for what lies outside."""
+    spans = [(kernel - 1) * dilation + 1 for kernel, dilation in zip(op.kernel, op.dilation, strict=True)]
+    inside = all(
+        (out - 1) * stride + span <= size + 2 * pad
+        for out, stride, span, size, pad in zip(op.shape[1:], op.stride, spans, shape[1:], op.padding, strict=True)
+    )
+    if not any(op.padding):
+        return inside
+    if isinstance(op, AvgPool2d):
+        return inside and (op.count_include_pad or op.divisor is not None)
+    before = graph[op.inputs[0]]
+    return inside and isinstance(before, Clip) and before.low >= 0
+
+
+def fuse(graph: Graph, *, pooling: bool) -> list[Stencil | Op]:
+    """The graph's operations in order, as stencils wherever they are that: activations, sums with an earlier value and,
+    if `pooling`, pooling in windows side by side become part of what makes their input. Views are left out."""
+    read = [source(name, graph) for op in graph.ops for name in op.inputs if not isinstance(op, Flatten)]
+    readers = Counter([*read, source(graph.output.name, graph)])
+    fused: dict[str, Stencil | Op] = {}  # by the value it makes, in order
+    for op in graph.ops[1:]:
+        if isinstance(op, Flatten):
+            continue
+        made = stencil(op, graph)
+        for name in made.inputs if made else ():
+            before = fused.get(name)
+            joined = isinstance(before, Stencil) and readers[name] == 1 and _joined(before, made, name, pooling)
+            if joined:
+                made = joined
+                del fused[name]
+                break
+        fused[op.name] = made or op
+    return list(fused.values())
+
+
+def _joined(before: Stencil, after: Stencil, value: str, pooling: bool) -> Stencil | None:
+    """`before` with `after`, which alone reads its value, taken in; None where that is not the same."""
+    op, ops = after.ops[0], (*before.ops, *after.ops)
+    active = any(x is not None for x in (before.low, before.high, before.slope))
+    if isinstance(op, Clip | LeakyReLU) and not active:
+        rises = not isinstance(op, LeakyReLU) or op.slope >= 0 or before.pool == (1, 1)
+        return replace(before, ops=ops, low=after.low, high=after.high, slope=after.slope) if rises else None
+    if isinstance(op, MaxPool2d) and pooling and before.pool == (1, 1) and not before.maximum:
+        plain = op.kernel == op.stride and op.padding == (0, 0) and op.dilation == (1, 1) and not op.ceil_mode
+        rises = before.slope is None or before.slope >= 0
+        return replace(before, ops=ops, pool=op.kernel) if plain and rises and max(op.kernel) <= 3 else None
+    if isinstance(op, Add) and not active and before.stride == before.pool == (1, 1) and not before.maximum:
+        other = [name for name in after.inputs if name != value]
+        if len(other) != 1:
+            return None
+        channels, old = np.arange(before.shape[0]), before.entries
+        new = (channels, len(before.inputs), channels, 0, 0, 1.0)
+        old_columns = (old.row, old.source, old.channel, old.y, old.x, old.weight)
+        merged = [
+            np.concatenate([a, np.broadcast_to(b, channels.shape)]) for a, b in zip(old_columns, new, strict=True)
+        ]
+        return replace(before, ops=ops, inputs=(*before.inputs, *other), entries=_entries(*merged))
+    return None
