@@ -13,7 +13,7 @@ from vdbench.sparse.stencil import Stencil
 
 # Two places at the start of every arena: zeros that nobody writes, and a place for what nobody reads.
 ZEROS, TRASH, RESERVED = 0, 256, 512
-REGISTERS = 24  # accumulators at the most; the rest of 32 vector registers are for weights and operands
+REGISTERS = (8, 12, 16, 24)  # accumulators; the rest of 32 vector registers are for weights and operands
 HIDING = 8  # multiply-adds that have to be under way at a time to hide their latency
 UNROLLED_PIXELS = 16  # maps up to this size may be computed as if by a linear layer
 
@@ -37,13 +37,14 @@ class Candidate:
 def candidates(stencil: Stencil, examples: int) -> list[Candidate]:
     """The ways that may be worth measuring, for pixels of `examples` numbers (1: single examples)."""
     height, width = stencil.computed()
-    single, lanes = examples == 1, vector_lanes()
+    single, widest = examples == 1, vector_lanes()
     found = []
     if not (single and height * width == 1 and not stencil.maximum):
-        sizes = (8, 12, 16, REGISTERS) if lanes >= 8 else (4, 8)
-        tiles = {_tile_shape(stencil, examples, size): size for size in reversed(sizes)}
-        for size in sorted(tiles.values()):
-            found.append(Candidate(f"tile{size}", lambda s, places, out, size=size: tile_step(s, places, out, size)))
+        # pixels of one map fill narrow vectors better than wide ones, and some processors add them no slower
+        for lanes in (widest, widest // 2) if single else (widest,):
+            shapes = {_tile_shape(stencil, examples, size, lanes): size for size in reversed(REGISTERS)}
+            for size in sorted(shapes.values()):
+                found.append(_tile_candidate(size, lanes))
     small = height * width <= UNROLLED_PIXELS and stencil.pool == (1, 1) and not stencil.maximum
     if single and small:
         found.append(Candidate("slices", slices_step))
@@ -52,14 +53,16 @@ def candidates(stencil: Stencil, examples: int) -> list[Candidate]:
     return found
 
 
-def _tile_shape(stencil: Stencil, examples: int, registers: int) -> tuple[int, int]:
+def _tile_candidate(registers: int, lanes: int) -> Candidate:
+    return Candidate(f"tile {registers}x{lanes}", lambda *args: tile_step(*args, registers, lanes))
+
+
+def _tile_shape(stencil: Stencil, examples: int, registers: int, lanes: int) -> tuple[int, int]:
     """Rows and columns of output pixels of a tile, or of vectors where lanes are pixels."""
-    height, width = stencil.computed()
-    lanes, (ph, pw) = vector_lanes(), stencil.pool
-    vectors = max(1, examples // lanes)
+    (height, width), (ph, pw) = stencil.computed(), stencil.pool
     if examples == 1:
         width = -(-width // lanes)
-    budget = max(registers // vectors, ph * pw)
+    budget = max(registers // max(1, examples // lanes), ph * pw)
     columns = min(width, budget // ph)
     columns = -(-width // -(-width // columns))  # as few tiles a row, as equal as they get
     columns = min(width, -(-columns // pw) * pw) if examples > 1 else columns
@@ -117,7 +120,7 @@ class _Tiles:
 def _batch_tiles(stencil: Stencil, source: Geometry, target: Geometry, registers: int) -> _Tiles:
     """Tiles of rows and columns of pixels, every pixel a few vectors of examples."""
     (height, width), (ph, pw), (sy, sx) = stencil.computed(), stencil.pool, stencil.stride
-    rows, columns = _tile_shape(stencil, source.examples, registers)
+    rows, columns = _tile_shape(stencil, source.examples, registers, vector_lanes())
     vectors, vector = source.examples // vector_lanes(), vector_lanes() * FLOAT_BYTES
     accumulators = list(itertools.product(range(rows), range(columns), range(vectors)))
     loads = [r * sy * source.pitch + c * sx * source.pixel + v * vector for r, c, v in accumulators]
@@ -134,11 +137,11 @@ def _batch_tiles(stencil: Stencil, source: Geometry, target: Geometry, registers
     return _Tiles(np.array(places, np.int64), loads, stores, np.array(pixels))
 
 
-def _row_tiles(stencil: Stencil, source: Geometry, target: Geometry, registers: int) -> _Tiles:
+def _row_tiles(stencil: Stencil, source: Geometry, target: Geometry, registers: int, lanes: int) -> _Tiles:
     """Tiles of whole vectors of pixels of one row or several. A vector that reaches over the end of its row stores
     zeros there; what they hit is stored later."""
-    (height, width), (sy, sx), lanes = stencil.computed(), stencil.stride, vector_lanes()
-    rows, vectors = _tile_shape(stencil, 1, registers)
+    (height, width), (sy, sx) = stencil.computed(), stencil.stride
+    rows, vectors = _tile_shape(stencil, 1, registers, lanes)
     accumulators = list(itertools.product(range(rows), range(vectors)))
     loads = [r * sy * source.pitch + v * lanes * sx * FLOAT_BYTES for r, v in accumulators]
     stores = [(r * target.pitch + v * lanes * FLOAT_BYTES, (k,)) for k, (r, v) in enumerate(accumulators)]
@@ -152,9 +155,9 @@ def _row_tiles(stencil: Stencil, source: Geometry, target: Geometry, registers: 
     return _Tiles(np.array(places, np.int64), loads, stores, np.where(x < width, y * width + x, -1))
 
 
-def _flat_tiles(stencil: Stencil, geometry: Geometry, registers: int) -> _Tiles:
+def _flat_tiles(stencil: Stencil, geometry: Geometry, registers: int, lanes: int) -> _Tiles:
     """Tiles of vectors that run on from row to row, halo included, where input and output lie alike."""
-    (height, width), lanes = stencil.computed(), vector_lanes()
+    height, width = stencil.computed()
     pitch = geometry.pitch // FLOAT_BYTES
     vectors = -(-((height - 1) * pitch + width) // lanes)
     size = -(-vectors // -(-vectors // registers))
@@ -170,22 +173,22 @@ def _flat_tiles(stencil: Stencil, geometry: Geometry, registers: int) -> _Tiles:
     )
 
 
-def tile_step(stencil: Stencil, places: Mapping[str, Place], out: Place, registers: int) -> Step:
+def tile_step(stencil: Stencil, places: Mapping[str, Place], out: Place, registers: int, lanes: int) -> Step:
     """One pass over a row's weights for every tile of output pixels."""
     source, target = places[stencil.inputs[0]].geometry, out.geometry
     single, channels, (height, width) = source.examples == 1, stencil.shape[0], stencil.computed()
     if not single:
         tiles = _batch_tiles(stencil, source, target, registers)
     elif stencil.stride == (1, 1) and source.pitch == target.pitch:
-        tiles = _flat_tiles(stencil, source, registers)
+        tiles = _flat_tiles(stencil, source, registers, lanes)
     else:
-        tiles = _row_tiles(stencil, source, target, registers)
+        tiles = _row_tiles(stencil, source, target, registers, lanes)
     bias = stencil.bias
     if bias.ndim > 1:
         flat = np.append(bias[:, :height, :width].reshape(channels, -1), np.zeros((channels, 1)), axis=1)
         bias = np.moveaxis(flat[:, tiles.pixels], 0, 1)  # [tile][channel][accumulator], and [lane] if those are pixels
     kernel = Tile(
-        vector_lanes(),
+        lanes,
         tuple(tiles.loads),
         tuple(tiles.stores),
         chains=_chains(stencil, len(tiles.loads)),

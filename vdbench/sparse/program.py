@@ -1,7 +1,8 @@
 """A run of operations as one native call: places in an arena, kernels in order, batches cut into blocks of lanes."""
 
 import ctypes
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -215,3 +216,8 @@ class Bound:
             if not repeat:
                 counts[1] = blocks
             self._run(*pointers)
+
+    def again(self) -> Callable[[], None]:
+        """The last call once more, for a program of one stage."""
+        ((_, pointers),) = self._calls
+        return functools.partial(self._run, *pointers)

@@ -1,7 +1,9 @@
 """Running a plan: stretches of PyTorch and of native code, blocks of examples shared out among threads."""
 
+import functools
+import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -22,12 +24,13 @@ class NativeRun:
     def __init__(self, segment: Segment, items: Sequence[Item], plan: Plan) -> None:
         self.segment, self.single = segment, plan.examples == 1
         self.split = choose(items, segment)
-        self._choices = {item.name: item.chosen for item in items}
+        self.choices = {item.name: item.chosen for item in items}
         self._largest = plan.vectors
         self.block = 1 if self.single else vector_lanes()
         best = [min(s for way, s in item.seconds.items() if way != PYTORCH) for item in items]
         self.example_s = sum(best) / plan.examples
-        self._sizes = [int(np.prod(segment.shapes[name])) for name in (*segment.inputs, *segment.outputs)]
+        self._shapes = [segment.shapes[name] for name in (*segment.inputs, *segment.outputs)]
+        self._block_bytes = [4 * self.block * int(np.prod(shape)) for shape in self._shapes]
         self._programs: dict[int, Program] = {}
         self._local = threading.local()
         self._lock = threading.Lock()
@@ -39,7 +42,7 @@ class NativeRun:
             with self._lock:
                 if vectors not in self._programs:
                     split = min(self.split, len(self.segment.stencils))
-                    self._programs[vectors] = Program(self.segment, self._choices, vectors=vectors, split=split)
+                    self._programs[vectors] = Program(self.segment, self.choices, vectors=vectors, split=split)
             program = self._programs[vectors]
             mine[vectors] = program.bind(program.new_arena())
         return mine[vectors]
@@ -58,40 +61,30 @@ class NativeRun:
 
     def compute(self, addresses: Sequence[int], blocks: int) -> None:
         """`blocks` whole blocks of examples, whose inputs and outputs lie one behind the other at `addresses`."""
-        places = np.array(addresses, np.int64)
-        step = 4 * self.block * np.array(self._sizes, np.int64)
         for vectors, times in self._groups(blocks):
             bound = self._bound(vectors)
-            if vectors and bound.program.split < len(self.segment.stencils):
-                for _ in range(times):
-                    bound(places, vectors)
-                    places = places + vectors * step
-            else:
-                bound(places, times)
-                places = places + times * step
+            for _ in range(times if self._together(vectors) else 1):
+                done = vectors if self._together(vectors) else times
+                bound(addresses, done)
+                addresses = [a + done * bytes for a, bytes in zip(addresses, self._block_bytes, strict=True)]
+
+    def _together(self, vectors: int) -> bool:
+        """Whether a call takes just so many vectors of examples, not any number of single ones."""
+        return vectors > 0 and self.split < len(self.segment.stencils)
 
     def __call__(self, arrays: Sequence[np.ndarray], pool: "Pool") -> list[np.ndarray]:
         """Inputs (N, ...) float32, contiguous; outputs alike."""
         count = len(arrays[0])
-        shapes = [self.segment.shapes[name] for name in self.segment.outputs]
-        outputs = [np.empty((count, *shape), np.float32) for shape in shapes]
+        outputs = [np.empty((count, *shape), np.float32) for shape in self._shapes[len(arrays) :]]
         everything = [*arrays, *outputs]
+        addresses = [a.ctypes.data for a in everything]
         blocks, rest = divmod(count, self.block)
-        if blocks:
-            shares = pool.shares(blocks, self.example_s * self.block)
-            starts = np.cumsum([0, *shares])
-            pool.run(
-                [
-                    lambda first=first, share=share: self.compute(
-                        [
-                            a.ctypes.data + 4 * size * self.block * first
-                            for a, size in zip(everything, self._sizes, strict=True)
-                        ],
-                        share,
-                    )
-                    for first, share in zip(starts, shares, strict=False)
-                ]
-            )
+        shares = pool.shares(blocks, self.example_s * self.block)
+        if len(shares) == 1:
+            self.compute(addresses, blocks)
+        else:
+            firsts = itertools.accumulate(shares[:-1], initial=0)
+            pool.run([self._share(addresses, first, share) for first, share in zip(firsts, shares, strict=True)])
         if rest:  # a block that is not full: computed on a copy that is
             padded = [np.zeros((self.block, *a.shape[1:]), np.float32) for a in everything]
             for copy, array in zip(padded, arrays, strict=False):
@@ -100,6 +93,33 @@ class NativeRun:
             for copy, array in zip(padded[len(arrays) :], outputs, strict=True):
                 array[count - rest :] = copy[:rest]
         return outputs
+
+    def _share(self, addresses: Sequence[int], first: int, blocks: int) -> Callable[[], None]:
+        start = [a + first * bytes for a, bytes in zip(addresses, self._block_bytes, strict=True)]
+        return functools.partial(self.compute, start, blocks)
+
+
+class OneExample:
+    """A stretch on one example at a time, from a buffer to a buffer, with as little around the native call as there
+    can be: a small net takes two microseconds."""
+
+    def __init__(self, run: NativeRun) -> None:
+        shapes = [run.segment.shapes[name] for name in (*run.segment.inputs, *run.segment.outputs)]
+        self._given, self._made = (np.zeros(shape, np.float32) for shape in shapes)
+        program = Program(run.segment, run.choices, vectors=0)
+        self._bound = program.bind(program.new_arena())
+        self._bound((self._given.ctypes.data, self._made.ctypes.data), 1)
+        self._call, self._lock = self._bound.again(), threading.Lock()
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """Outputs (N, ...) for inputs (N, ...)."""
+        out = np.empty((len(batch), *self._made.shape), np.float32)
+        with self._lock:
+            for k in range(len(batch)):
+                self._given[...] = batch[k]
+                self._call()
+                out[k] = self._made
+        return out
 
 
 class Pool:
@@ -114,10 +134,7 @@ class Pool:
         threads = max(1, min(self.threads, blocks, int(blocks * block_s / WORTH_A_THREAD_S)))
         return [blocks // threads + (k < blocks % threads) for k in range(threads)]
 
-    def run(self, jobs: Sequence) -> None:  # type: ignore[type-arg]
-        if len(jobs) == 1:
-            jobs[0]()
-            return
+    def run(self, jobs: Sequence[Callable[[], None]]) -> None:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="vdbench")
         waiting = [self._executor.submit(job) for job in jobs[1:]]
@@ -142,7 +159,13 @@ class Runner:
                     ops = [_channels_last(op) for op in ops]
                 self.stretches.append(TorchRun(graph, ops, segment.inputs, segment.outputs))
 
+        only = self.stretches[0] if len(self.stretches) == 1 else None
+        single = isinstance(only, NativeRun) and plan.examples == 1 and len(only.segment.inputs) == 1
+        self.one = OneExample(only) if single and isinstance(only, NativeRun) else None
+
     def __call__(self, batch: np.ndarray, pool: Pool) -> np.ndarray:
+        if self.one and (len(batch) == 1 or pool.threads == 1):
+            return self.one(batch)
         values: dict[str, np.ndarray] = {self.graph.input.name: batch}
         for stretch in self.stretches:
             if isinstance(stretch, NativeRun):
