@@ -344,17 +344,30 @@ BUILDERS: dict[type, Callable[..., None]] = {
 }
 
 
-def build_driver(code: Code, steps: ir.Value, bases: ir.Value, counts: ir.Value) -> None:
-    """Runs a list of steps, again and again. steps: for each the addresses of its code and tables, then which base its
-    source and its destination start from and by how many bytes either moves with every repetition (i64 all). bases:
-    addresses. counts: steps, repetitions."""
+def build_driver(code: Code, stages: ir.Value, bases: ir.Value, counts: ir.Value) -> None:
+    """Runs a program for one group of examples after the other.
+
+    stages: for each the address of its steps, how many they are and how often they are repeated (i64 all). A step: the
+    addresses of its code and tables, then which base its source and its destination start from and by how many bytes
+    either moves with every repetition (i64 all). bases: addresses, then by how many bytes each moves with every group
+    (i64). counts: stages, groups, bases.
+    """
     b = code.b
-    count, repetitions = (code.element(counts, k, I64) for k in range(2))
-    with code.loop(repetitions) as n, code.loop(count) as s:
-        first = b.mul(s, I64(6))
-        function, tables, src, src_move, dst, dst_move = (
-            code.element(steps, b.add(first, I64(k)), I64) for k in range(6)
-        )
-        source = code.at(code.element(bases, src, POINTER), b.mul(n, src_move))
-        destination = code.at(code.element(bases, dst, POINTER), b.mul(n, dst_move))
-        b.call(b.inttoptr(function, SIGNATURE.as_pointer()), [source, destination, b.inttoptr(tables, POINTER)])
+    stage_count, groups, base_count = (code.element(counts, k, I64) for k in range(3))
+
+    def base(index: ir.Value, group: ir.Value) -> ir.Value:
+        move = b.mul(group, code.element(bases, b.add(base_count, index), I64))
+        return code.at(code.element(bases, index, POINTER), move)
+
+    with code.loop(groups) as g, code.loop(stage_count) as s:
+        first = b.mul(s, I64(3))
+        steps, count, repeats = (code.element(stages, b.add(first, I64(k)), I64) for k in range(3))
+        steps = _pointer(code, steps)
+        with code.loop(repeats) as n, code.loop(count) as k:
+            place = b.mul(k, I64(6))
+            function, tables, src, src_move, dst, dst_move = (
+                code.element(steps, b.add(place, I64(k)), I64) for k in range(6)
+            )
+            source = code.at(base(src, g), b.mul(n, src_move))
+            destination = code.at(base(dst, g), b.mul(n, dst_move))
+            b.call(b.inttoptr(function, SIGNATURE.as_pointer()), [source, destination, _pointer(code, tables)])

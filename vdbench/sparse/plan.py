@@ -10,7 +10,7 @@ import torch
 from vdbench.sparse.graph import Flatten, Graph, Op
 from vdbench.sparse.jit import vector_lanes
 from vdbench.sparse.lowering import candidates
-from vdbench.sparse.program import Program, Segment
+from vdbench.sparse.program import Bound, Program, Segment
 from vdbench.sparse.stencil import Stencil, fuse, source
 
 BATCH_VECTORS = 4  # a batch is planned for this many vectors of examples
@@ -44,7 +44,6 @@ class Plan:
     examples: int
     items: list[Item]
     channels_last: bool = False
-    vectors: int = BATCH_VECTORS
     seconds: float = float("inf")
     ways: dict[str, float] = field(default_factory=dict)
 
@@ -129,7 +128,7 @@ def _native_seconds(graph: Graph, stencil: Stencil, vectors: int) -> dict[str, f
     found = {}
     for candidate in candidates(stencil, vectors * vector_lanes() if vectors else 1):
         program = Program(segment, {stencil.output: candidate.label}, vectors=vectors)
-        bound = program.bind(program.new_arena())
+        bound = Bound(program)
         found[candidate.label] = fastest(lambda bound=bound: bound((), 1))
     return found
 

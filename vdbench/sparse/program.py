@@ -1,4 +1,4 @@
-"""A run of operations as one native call: places in an arena, kernels in order, batches cut into blocks of lanes."""
+"""A run of operations as one native call: places in an arena, kernels in order, batches cut into groups of lanes."""
 
 import ctypes
 import functools
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vdbench.sparse.codegen import build_driver
+from vdbench.sparse.codegen import FLOAT_BYTES, build_driver
 from vdbench.sparse.graph import Shape
 from vdbench.sparse.jit import compile_kernels, native_function, vector_lanes
 from vdbench.sparse.layout import Arena, Geometry, Place, geometries, maps
@@ -63,6 +63,20 @@ class Segment:
         return None if crossing & early else crossing
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A step, the bases its source and destination start from, and how either moves when it is repeated."""
+
+    step: Step
+    source: int = ARENA
+    source_move: int = 0
+    destination: int = ARENA
+    destination_move: int = 0
+
+
+_Stage = tuple[int, list[_Call]]  # how often its calls are repeated, one round after the other
+
+
 class Program:
     """A segment compiled for one way of running it.
 
@@ -70,15 +84,21 @@ class Program:
         choices: the candidate of every stencil, by its output's name.
         vectors: 0 for single examples, else vectors of examples that are computed together from stencil `split` on;
             the stencils before it see one vector of examples at a time, which keeps large maps in the cache.
+
+    Attributes:
+        examples: how many a group has; inputs and outputs are those of whole groups.
     """
 
     def __init__(self, segment: Segment, choices: Mapping[str, str], *, vectors: int = 0, split: int = 0) -> None:
-        self.segment, self.vectors, self.split, self.choices = segment, vectors, split, dict(choices)
+        self.segment, self.choices = segment, choices
         self.examples = vectors * vector_lanes() if vectors else 1
-        stages = self._single() if not vectors else self._batch()
-        self._tables: list[np.ndarray] = []  # kept alive: kernels know their addresses
-        self._stages = [(repeat, self._linked(steps)) for repeat, steps in stages if steps]
-        self._bases_count = 1 + len(segment.inputs) + len(segment.outputs)
+        self.group_bytes = [self.examples * _bytes(segment, name) for name in (*segment.inputs, *segment.outputs)]
+        arena = Arena(RESERVED)
+        stages = self._batch(arena, vectors, split) if vectors else self._single(arena)
+        self.arena_bytes = arena.size
+        self._kept: list[np.ndarray] = []  # native code knows their addresses
+        linked = [(self._linked(calls), len(calls), repeats) for repeats, calls in stages if calls]
+        self.stages = self._keep(np.array(linked, np.int64).reshape(-1, 3))
 
     def _places(self, arena: Arena, geometry: Mapping[str, Mapping[tuple[int, int], Geometry]]) -> dict[str, Place]:
         """A place for every value, given back once nothing reads it any more."""
@@ -98,126 +118,102 @@ class Program:
                 if name not in places:  # neither given nor made: only the time matters
                     take(name)
             take(stencil.output)
-            done = [name for name in stencil.inputs if last[name] == k]
-            # what a repeated stage starts from must survive to its next repetition
-            arena.give_back(places[name] for name in dict.fromkeys(done) if name not in segment.inputs)
-        return {n: Place(p.geometry, segment.shapes[n][0], p.start) for n, p in places.items()}
+            done = {name for name in stencil.inputs if last[name] == k and name not in segment.inputs}
+            arena.give_back(places[name] for name in done)
+        return {name: Place(p.geometry, segment.shapes[name][0], p.start) for name, p in places.items()}
 
     def _lower(self, places: Mapping[str, Place], stencils: Sequence[Stencil]) -> list[Step]:
         steps = []
         for stencil in stencils:
-            examples = places[stencil.inputs[0]].geometry.examples if stencil.inputs else self.examples
-            ways = {c.label: c for c in candidates(stencil, examples)}
-            way = ways.get(self.choices.get(stencil.output, "")) or next(iter(ways.values()))
+            ways = {way.label: way for way in candidates(stencil, places[stencil.inputs[0]].geometry.examples)}
+            way = ways.get(self.choices.get(stencil.output, ""), next(iter(ways.values())))
             steps.append(way.lower(stencil, places, places[stencil.output]))
         return steps
 
-    def _single(self) -> list[tuple[int, list[tuple[Step, int, int, int, int]]]]:
-        segment, arena = self.segment, Arena(RESERVED)
+    def _single(self, arena: Arena) -> list[_Stage]:
+        segment = self.segment
         geometry = geometries(segment.halos(), 1, vector_lanes())
         places = self._places(arena, dict.fromkeys(segment.shapes, geometry))
-        self.arena_bytes = arena.size
-        steps = [
-            (single_copy_step(places[name], back=False), 1 + k, 4 * places[name].places().size, ARENA, 0)
-            for k, name in enumerate(segment.inputs)
-        ]
-        steps += [(step, ARENA, 0, ARENA, 0) for step in self._lower(places, segment.stencils)]
-        first = 1 + len(segment.inputs)
-        steps += [
-            (single_copy_step(places[name], back=True), ARENA, 0, first + k, 4 * places[name].places().size)
-            for k, name in enumerate(segment.outputs)
-        ]
-        return [(0, steps)]
-
-    def _batch(self) -> list[tuple[int, list[tuple[Step, int, int, int, int]]]]:
-        segment, lanes, arena = self.segment, vector_lanes(), Arena(RESERVED)
-        one, many = (geometries(segment.halos(), n * lanes, lanes) for n in (1, self.vectors))
-        late = {s.output for s in segment.stencils[self.split :]} | (segment.crossing(self.split) or set())
-        late |= set(segment.outputs) if self.split < len(segment.stencils) else set()
-        late = late if self.split < len(segment.stencils) else set()
-        places = self._places(arena, {n: many if n in late else one for n in segment.shapes})
-        self.arena_bytes = arena.size
-        vector = 4 * lanes
-
-        def move(name: str) -> int:
-            return vector if name in late else 0
-
-        first = 1 + len(segment.inputs)
-        pack = [
+        outputs = 1 + len(segment.inputs)
+        return [
+            (1, [_Call(single_copy_step(places[n], back=False), 1 + k) for k, n in enumerate(segment.inputs)]),
+            (1, [_Call(step) for step in self._lower(places, segment.stencils)]),
             (
+                1,
+                [
+                    _Call(single_copy_step(places[n], back=True), destination=outputs + k)
+                    for k, n in enumerate(segment.outputs)
+                ],
+            ),
+        ]
+
+    def _batch(self, arena: Arena, vectors: int, split: int) -> list[_Stage]:
+        segment, lanes = self.segment, vector_lanes()
+        one, many = (geometries(segment.halos(), n * lanes, lanes) for n in (1, vectors))
+        late = {s.output for s in segment.stencils[split:]} | (segment.crossing(split) or set())
+        places = self._places(arena, {n: many if n in late else one for n in segment.shapes})
+        vector, outputs = lanes * FLOAT_BYTES, 1 + len(segment.inputs)
+        move = {name: vector if name in late else 0 for name in segment.shapes}
+        pack = [
+            _Call(
                 batch_copy_step(places[name], segment.used(name), back=False),
-                *(1 + k, vector * places[name].places().size, ARENA, move(name)),
+                *(1 + k, lanes * _bytes(segment, name), ARENA, move[name]),
             )
             for k, name in enumerate(segment.inputs)
         ]
         unpack = [
-            (
-                batch_copy_step(places[name], np.ones(places[name].places().size, bool), back=True),
-                *(ARENA, move(name), first + k, vector * places[name].places().size),
+            _Call(
+                batch_copy_step(places[name], np.ones(_bytes(segment, name) // FLOAT_BYTES, bool), back=True),
+                *(ARENA, move[name], outputs + k, lanes * _bytes(segment, name)),
             )
             for k, name in enumerate(segment.outputs)
         ]
+        before, after = segment.stencils[:split], segment.stencils[split:]
         early = [
-            (step, ARENA, 0, ARENA, move(stencil.output))
-            for stencil, step in zip(
-                segment.stencils[: self.split], self._lower(places, segment.stencils[: self.split]), strict=True
-            )
+            _Call(step, destination_move=move[stencil.output])
+            for stencil, step in zip(before, self._lower(places, before), strict=True)
         ]
-        together = [(step, ARENA, 0, ARENA, 0) for step in self._lower(places, segment.stencils[self.split :])]
+        together = [_Call(step) for step in self._lower(places, after)]
         if not together:
-            return [(0, [*pack, *early, *unpack])]
-        return [(self.vectors, [*pack, *early]), (1, together), (self.vectors, unpack)]
+            return [(vectors, [*pack, *early, *unpack])]
+        return [(vectors, [*pack, *early]), (1, together), (vectors, unpack)]
 
-    def _linked(self, steps: Sequence[tuple[Step, int, int, int, int]]) -> np.ndarray:
-        """The driver's list of steps: addresses of code and tables, bases, moves."""
-        addresses = compile_kernels([step.kernel for step, *_ in steps])
+    def _keep(self, array: np.ndarray) -> np.ndarray:
+        self._kept.append(np.ascontiguousarray(array))
+        return self._kept[-1]
+
+    def _linked(self, calls: Sequence[_Call]) -> int:
+        """The address of the driver's list of these steps."""
         rows = []
-        for (step, *rest), code in zip(steps, addresses, strict=True):
-            values = []
-            for table in step.tables:
-                if isinstance(table, np.ndarray):
-                    self._tables.append(np.ascontiguousarray(table))
-                    values.append(self._tables[-1].ctypes.data)
-                else:
-                    values.append(table)
-            self._tables.append(np.array(values, np.int64))
-            rows.append([code, self._tables[-1].ctypes.data, *rest])
-        return np.array(rows, np.int64)
+        for call, code in zip(calls, compile_kernels([call.step.kernel for call in calls]), strict=True):
+            tables = [self._keep(t).ctypes.data if isinstance(t, np.ndarray) else t for t in call.step.tables]
+            address = self._keep(np.array(tables, np.int64)).ctypes.data
+            rows.append([code, address, call.source, call.source_move, call.destination, call.destination_move])
+        return self._keep(np.array(rows, np.int64)).ctypes.data
 
-    def new_arena(self) -> np.ndarray:
-        """Zeroed memory to compute in, one for every thread at work."""
-        raw = np.zeros(self.arena_bytes + 128, np.uint8)
-        start = -raw.ctypes.data % 64
-        return raw[start : start + self.arena_bytes + 64]
 
-    def bind(self, arena: np.ndarray) -> "Bound":
-        return Bound(self, arena)
+def _bytes(segment: Segment, value: str) -> int:
+    """Of one example's value."""
+    return FLOAT_BYTES * int(np.prod(segment.shapes[value]))
 
 
 class Bound:
-    """A program with memory of its own. Not for two threads at a time."""
+    """A program with memory of its own to compute in. Not for two threads at a time."""
 
-    def __init__(self, program: Program, arena: np.ndarray) -> None:
-        self.program, self.arena = program, arena
-        self._bases = np.zeros(program._bases_count, np.int64)
-        self._bases[0] = arena.ctypes.data
-        self._calls = []
-        for repeat, steps in program._stages:
-            counts = np.array([len(steps), repeat], np.int64)
-            pointers = [ctypes.c_void_p(a.ctypes.data) for a in (steps, self._bases, counts)]
-            self._calls.append((counts, pointers))
-        self._run = native_function(build_driver)
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        raw = np.zeros(program.arena_bytes + 128, np.uint8)
+        self._arena = raw[-raw.ctypes.data % 64 :]
+        self._bases = np.array([[self._arena.ctypes.data, *program.group_bytes], [0, *program.group_bytes]], np.int64)
+        self._counts = np.array([len(program.stages), 0, self._bases.shape[1]], np.int64)
+        given = (program.stages, self._bases, self._counts)
+        self.again: Callable[[], None] = functools.partial(
+            native_function(build_driver), *(ctypes.c_void_p(array.ctypes.data) for array in given)
+        )
 
-    def __call__(self, addresses: Sequence[int], blocks: int) -> None:
-        """Run on `blocks` blocks of `program.examples` examples (or single examples), whose inputs and outputs are at
-        these addresses."""
-        self._bases[1:] = addresses
-        for (repeat, _), (counts, pointers) in zip(self.program._stages, self._calls, strict=True):
-            if not repeat:
-                counts[1] = blocks
-            self._run(*pointers)
-
-    def again(self) -> Callable[[], None]:
-        """The last call once more, for a program of one stage."""
-        ((_, pointers),) = self._calls
-        return functools.partial(self._run, *pointers)
+    def __call__(self, addresses: Sequence[int], groups: int) -> None:
+        """Run on so many groups of `program.examples` examples, whose inputs and outputs lie one behind the other at
+        these addresses; `again` runs on the same ones once more."""
+        self._bases[0, 1:] = addresses
+        self._counts[1] = groups
+        self.again()

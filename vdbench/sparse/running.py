@@ -12,7 +12,18 @@ import torch
 
 from vdbench.sparse.graph import Conv2d, Graph, Op
 from vdbench.sparse.jit import vector_lanes
-from vdbench.sparse.plan import PYTORCH, Item, Plan, TorchRun, choose, fused, operations, segments, value_of
+from vdbench.sparse.plan import (
+    BATCH_VECTORS,
+    PYTORCH,
+    Item,
+    Plan,
+    TorchRun,
+    choose,
+    fused,
+    operations,
+    segments,
+    value_of,
+)
 from vdbench.sparse.program import Bound, Program, Segment
 
 WORTH_A_THREAD_S = 1e-4  # less work than this stays on the calling thread
@@ -25,7 +36,6 @@ class NativeRun:
         self.segment, self.single = segment, plan.examples == 1
         self.split = choose(items, segment)
         self.choices = {item.name: item.chosen for item in items}
-        self._largest = plan.vectors
         self.block = 1 if self.single else vector_lanes()
         best = [min(s for way, s in item.seconds.items() if way != PYTORCH) for item in items]
         self.example_s = sum(best) / plan.examples
@@ -41,36 +51,30 @@ class NativeRun:
         if vectors not in mine:
             with self._lock:
                 if vectors not in self._programs:
-                    split = min(self.split, len(self.segment.stencils))
-                    self._programs[vectors] = Program(self.segment, self.choices, vectors=vectors, split=split)
-            program = self._programs[vectors]
-            mine[vectors] = program.bind(program.new_arena())
+                    program = Program(self.segment, self.choices, vectors=vectors, split=self.split)
+                    self._programs[vectors] = program
+            mine[vectors] = Bound(self._programs[vectors])
         return mine[vectors]
 
     def _groups(self, blocks: int) -> list[tuple[int, int]]:
-        """(vectors of examples computed together, how often) that make up so many blocks."""
+        """(vectors of examples in a group, groups) that make up so many blocks."""
         if self.single:
             return [(0, blocks)]
         if self.split == len(self.segment.stencils):
             return [(1, blocks)]
-        found, vectors = [], self._largest
+        found, vectors = [], BATCH_VECTORS
         while blocks:
             found.append((vectors, blocks // vectors))
             blocks, vectors = blocks % vectors, vectors // 2
-        return [(vectors, times) for vectors, times in found if times]
+        return [(vectors, groups) for vectors, groups in found if groups]
 
     def compute(self, addresses: Sequence[int], blocks: int) -> None:
         """`blocks` whole blocks of examples, whose inputs and outputs lie one behind the other at `addresses`."""
-        for vectors, times in self._groups(blocks):
+        for vectors, groups in self._groups(blocks):
             bound = self._bound(vectors)
-            for _ in range(times if self._together(vectors) else 1):
-                done = vectors if self._together(vectors) else times
-                bound(addresses, done)
-                addresses = [a + done * bytes for a, bytes in zip(addresses, self._block_bytes, strict=True)]
-
-    def _together(self, vectors: int) -> bool:
-        """Whether a call takes just so many vectors of examples, not any number of single ones."""
-        return vectors > 0 and self.split < len(self.segment.stencils)
+            bound(addresses, groups)
+            moves = bound.program.group_bytes
+            addresses = [address + groups * move for address, move in zip(addresses, moves, strict=True)]
 
     def __call__(self, arrays: Sequence[np.ndarray], pool: "Pool") -> list[np.ndarray]:
         """Inputs (N, ...) float32, contiguous; outputs alike."""
@@ -107,9 +111,9 @@ class OneExample:
         shapes = [run.segment.shapes[name] for name in (*run.segment.inputs, *run.segment.outputs)]
         self._given, self._made = (np.zeros(shape, np.float32) for shape in shapes)
         program = Program(run.segment, run.choices, vectors=0)
-        self._bound = program.bind(program.new_arena())
+        self._bound = Bound(program)
         self._bound((self._given.ctypes.data, self._made.ctypes.data), 1)
-        self._call, self._lock = self._bound.again(), threading.Lock()
+        self._call, self._lock = self._bound.again, threading.Lock()
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """Outputs (N, ...) for inputs (N, ...)."""
