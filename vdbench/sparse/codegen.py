@@ -32,8 +32,8 @@ class Tile:
     pooling costs no pass of its own. `chains`: independent sums a row is split into, to hide the latency of a
     multiply-add where there are few accumulators. `stride`: floats between lanes. `maximum`: of the operands, not
     their weighted sum. `low`, `high`: the result is clipped to; `slope`: factor of what is below zero.
-    `place_bias`: a bias for every accumulator of every tile (of every lane, if `masked`), not one a row. `masked`: lanes not in the tile's mask
-    are stored as zeros.
+    `place_bias`: a bias for every accumulator of every tile (of every lane, if `masked`), not one a row. `masked`:
+    lanes not in the tile's mask are stored as zeros.
     """
 
     lanes: int

@@ -1,16 +1,29 @@
 """`compile_sparse`: a trained network as the fastest thing this processor can do with its nonzero weights."""
 
 import copy
+import hashlib
+import json
+import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vdbench.files import Folders
+from vdbench.records import write_json
+from vdbench.sparse import storage
+from vdbench.sparse.compact import compact
 from vdbench.sparse.graph import Graph
-from vdbench.sparse.jit import vector_lanes
+from vdbench.sparse.jit import machine_name, vector_lanes
 from vdbench.sparse.plan import CLEARLY, PYTORCH, Plan, fastest, measure, place
 from vdbench.sparse.running import Pool, Runner
+from vdbench.sparse.tracing import trace
+
+log = logging.getLogger("vdbench")
+
+PLAN_VERSION = 1  # raised when plans of before no longer fit the code
 
 
 class CompiledNet:
@@ -35,64 +48,128 @@ class CompiledNet:
             TypeError: not a float32 array, nor such a tensor on the CPU. ValueError: another shape than compiled for.
         """
         if type(batch) is np.ndarray and batch.shape == self._one_shape and batch.dtype == np.float32:
-            return self._one(batch)
-        array = batch.detach().numpy() if isinstance(batch, Tensor) else batch
-        if array.dtype != np.float32:
-            raise TypeError(f"float32 expected, not {array.dtype}: convert the batch first")
-        if array.shape[1:] != self.graph.input.shape or not array.ndim > 1:
-            raise ValueError(f"compiled for (N, {', '.join(map(str, self.graph.input.shape))}), not {array.shape}")
-        out = self._run(array)
-        return torch.from_numpy(out) if isinstance(batch, Tensor) else out
+            return self._one(batch)  # type: ignore[misc]
+        if not isinstance(batch, Tensor | np.ndarray):
+            raise TypeError(f"an array or a tensor expected, not {type(batch).__name__}")
+        if isinstance(batch, Tensor) and batch.device.type != "cpu":
+            raise TypeError(f"compiled for the CPU, the batch is on {batch.device}: move it with .cpu()")
+        if batch.dtype not in (np.float32, torch.float32):
+            raise TypeError(f"compiled for float32, the batch is {batch.dtype}: convert it first")
+        if batch.ndim == 0 or tuple(batch.shape[1:]) != self.graph.input.shape:
+            wanted = ", ".join(map(str, self.graph.input.shape))
+            raise ValueError(f"compiled for batches (N, {wanted}), not {tuple(batch.shape)}")
+        if isinstance(batch, Tensor):
+            return torch.from_numpy(self._run(batch.detach().contiguous().numpy()))
+        return self._run(np.ascontiguousarray(batch))
 
     def _run(self, array: np.ndarray) -> np.ndarray:
         count, lanes = len(array), vector_lanes()
+        if not count:
+            return np.empty((0, *self.graph.output.shape), np.float32)
         single_s, batch = self.plans["single"].seconds, self.plans["batch"]
         block_s = batch.seconds / batch.examples * lanes
         rest = count % lanes
         if count * single_s <= -(-count // lanes) * block_s:
             return self._single(array, self._pool)
-        if rest and rest * single_s < block_s:
+        if rest and count > lanes and rest * single_s < block_s:
             return np.concatenate([self._batch(array[:-rest], self._pool), self._single(array[-rest:], self._pool)])
         return self._batch(array, self._pool)
 
+    def summary(self) -> str:
+        """Per layer: shape, density, what was removed, how it runs, how long every way takes, and how near that is to
+        the processor's limit."""
+        from vdbench.sparse.summary import describe
 
-def plan_for(graph: Graph, single: bool) -> Plan:
-    """Time every way of every operation, and then whole networks: PyTorch alone in either memory format, our kernels
-    wherever there are any, and the cheapest mixture. The fastest is the plan, so it is never slower than PyTorch."""
-    plan = measure(graph, single)
-    rng = np.random.default_rng(0)
-    batch = rng.standard_normal((plan.examples, *graph.input.shape), np.float32)
-    alternatives: dict[str, Plan] = {}
+        return describe(self.graph, self.plans)
 
-    def alternative(name: str, natives: Callable[[Plan], None], **changes: object) -> None:
-        made = copy.deepcopy(plan)
-        natives(made)
-        for key, value in changes.items():
-            setattr(made, key, value)
-        pool, runner = Pool(1), Runner(graph, made)
-        limit = CLEARLY * min((other.seconds for other in alternatives.values()), default=np.inf)
-        runner(batch, pool)  # compiles what is new
-        made.seconds = fastest(lambda: runner(batch, pool), limit)
-        alternatives[name] = made
+    def save(self, path: Path | str) -> None:
+        """Write the net to a NumPy archive without pickle, its weights sparse. Raises NotStorable where it runs
+        PyTorch functions."""
+        storage.save(Path(path), self.graph, self.plans, machine_name())
 
-    def everywhere(made: Plan) -> None:
-        for item in made.items:
-            item.native = len(item.seconds) > 1
-
-    alternative("native", everywhere)
-    alternative("mixed", lambda made: place(graph, made))
-    alternative(PYTORCH, lambda made: None)
-    alternative("torch, channels last", lambda made: None, channels_last=True)
-    best = min(alternatives.values(), key=lambda made: made.seconds)
-    best.ways = {name: made.seconds for name, made in alternatives.items()}
-    return best
+    @classmethod
+    def load(cls, path: Path | str, *, threads: int | None = None) -> "CompiledNet":
+        """A net that was saved; on another kind of processor the plans are made anew. Raises NetFileError."""
+        graph, plans, machine = storage.load(Path(path))
+        if machine != machine_name():
+            plans = make_plans(graph)
+        return cls(graph, plans, threads=threads)
 
 
-def compile_graph(graph: Graph, *, threads: int | None = None) -> CompiledNet:
+def compile_sparse(model: nn.Module, example_input: Tensor, *, threads: int | None = None) -> CompiledNet:
+    """A trained model, compiled for inference on this processor.
+
+    Variational layers are masked at their threshold; in others a removed weight is a zero. Normalisation is folded
+    into the layers, units that are dead or constant are taken out exactly, and every layer runs as whatever was
+    fastest here: PyTorch on what is left, or one of the kernels for sparse weights. What was measured is kept in the
+    cache folder (`VDBENCH_CACHE`, else `~/.cache/vdbench`).
+
+    Args:
+        model: in eval mode, float32, on the CPU.
+        example_input: a batch (N, ...) like those to come; only its shape counts.
+        threads: at the most (default: as many as PyTorch uses).
+
+    Raises:
+        TypeError, ValueError: the model or the example is not as described; the message says what to do.
+        Untraceable: the model is no fixed sequence of operations; see `to_cpu_sparse` for those.
+    """
+    return CompiledNet(*_compiled(compact(trace(model, example_input))), threads=threads)
+
+
+def _compiled(graph: Graph) -> tuple[Graph, dict[str, Plan]]:
+    """The graph with its plans, remembered ones if there are any."""
+    known = storage.digest(graph)
+    if known is None:
+        return graph, make_plans(graph)
+    key = hashlib.sha256(f"{PLAN_VERSION} {machine_name()} {torch.__version__} {known}".encode()).hexdigest()[:32]
+    path = Folders.in_force(None, None).cache / "compiled" / f"{key}.json"
+    try:
+        return graph, {name: Plan.from_json(plan) for name, plan in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        plans = make_plans(graph)
+    try:
+        write_json(path, {name: plan.to_json() for name, plan in plans.items()})
+    except OSError as error:
+        log.warning("plans are not remembered: %s", error)
+    return graph, plans
+
+
+def make_plans(graph: Graph) -> dict[str, Plan]:
+    """Plans for single examples and for batches, measured on one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        plans = {"single": plan_for(graph, True), "batch": plan_for(graph, False)}
+        return {"single": _make_plan(graph, True), "batch": _make_plan(graph, False)}
     finally:
         torch.set_num_threads(before)
-    return CompiledNet(graph, plans, threads=threads)
+
+
+def _make_plan(graph: Graph, single: bool) -> Plan:
+    """Time every way of every operation, and then whole networks: our kernels wherever there are any, the cheapest
+    mixture, and PyTorch alone in either memory format. The fastest is the plan, so it is never slower than PyTorch."""
+    measured = measure(graph, single)
+    batch = np.random.default_rng(0).standard_normal((measured.examples, *graph.input.shape), np.float32)
+    pool, made = Pool(1), {}
+
+    def alternative(name: str, natives: Callable[[Plan], None], *, channels_last: bool = False) -> None:
+        plan = copy.deepcopy(measured)
+        plan.channels_last = channels_last
+        natives(plan)
+        runner = Runner(graph, plan)
+        if any(item.native for item in plan.items):
+            runner(batch, pool)  # compiles what is new
+        limit = CLEARLY * min((other.seconds for other in made.values()), default=np.inf)
+        plan.seconds = fastest(lambda: runner(batch, pool), limit)
+        made[name] = plan
+
+    def everywhere(plan: Plan) -> None:
+        for item in plan.items:
+            item.native = any(way != PYTORCH for way in item.seconds)
+
+    alternative("native", everywhere)
+    alternative("mixed", lambda plan: place(graph, plan))
+    alternative(PYTORCH, lambda plan: None)
+    alternative("torch, channels last", lambda plan: None, channels_last=True)
+    best = min(made.values(), key=lambda plan: plan.seconds)
+    best.ways = {name: plan.seconds for name, plan in made.items()}
+    return best

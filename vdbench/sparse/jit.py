@@ -1,13 +1,19 @@
 """From kernels to addresses of machine code, and the loop that runs a list of them in one native call."""
 
+import contextlib
 import ctypes
-from collections.abc import Callable, Sequence
+import hashlib
+import os
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import llvmlite
 import llvmlite.binding as llvm
 from llvmlite import ir
 
+from vdbench.files import Folders
+from vdbench.records import atomic_write
 from vdbench.sparse.codegen import BUILDERS, SIGNATURE, Code, Kernel
 
 
@@ -29,49 +35,56 @@ def vector_lanes() -> int:
 
 
 @cache
+def machine_name() -> str:
+    """The processor and what it can do: code and measurements of one kind are of no use to another."""
+    features = ",".join(sorted(name for name, there in llvm.get_host_cpu_features().items() if there))
+    return f"{llvm.get_host_cpu_name()} {os.cpu_count()} {hashlib.sha256(features.encode()).hexdigest()[:16]}"
+
+
+@cache
 def _engine() -> Any:
     return llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
 
 
-_compiled: dict[Kernel, int] = {}
-
-
-def compile_kernels(kernels: Sequence[Kernel]) -> list[int]:
-    """The address of each kernel's code; what was compiled before is not compiled again."""
-    new = [kernel for kernel in dict.fromkeys(kernels) if kernel not in _compiled]
-    if new:
-        module = ir.Module()
-        names = {}
-        for kernel in new:
-            names[kernel] = f"kernel_{len(_compiled) + len(names)}"
-            function = ir.Function(module, SIGNATURE, names[kernel])
-            code = Code(function)
-            BUILDERS[type(kernel)](code, *function.args, kernel)
-            code.b.ret_void()
-        engine = _add(module)
-        _compiled.update({kernel: engine.get_function_address(name) for kernel, name in names.items()})
-    return [_compiled[kernel] for kernel in kernels]
+@cache
+def compile_kernel(kernel: Kernel) -> int:
+    """The address of a kernel's code: a function of the addresses of its source, destination and tables."""
+    name = f"kernel_{hashlib.sha256(repr(kernel).encode()).hexdigest()[:16]}"
+    return _address(name, lambda code, *arguments: BUILDERS[type(kernel)](code, *arguments, kernel))
 
 
 @cache
 def native_function(build: Callable[..., None]) -> Callable[[int, int, int], None]:
-    """A function of three addresses whose code `build(code, *arguments)` writes. Python's lock is released meanwhile."""
-    module = ir.Module()
-    function = ir.Function(module, SIGNATURE, build.__name__)
-    code = Code(function)
-    build(code, *function.args)
-    code.b.ret_void()
-    address = _add(module).get_function_address(build.__name__)
+    """A function of three addresses, its code written by `build(code, *arguments)`. It runs without Python's lock."""
+    address = _address(build.__name__, build)
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(address)
 
 
-def _add(module: ir.Module) -> Any:
-    parsed = llvm.parse_assembly(str(module))
+def _address(name: str, build: Callable[..., None]) -> int:
+    """Of a function's machine code, which is kept in the cache folder."""
+    module = ir.Module()
+    code = Code(ir.Function(module, SIGNATURE, name))
+    build(code, *code.function.args)
+    code.b.ret_void()
+    text = str(module)
+    key = hashlib.sha256(f"{llvmlite.__version__} {machine_name()}\n{text}".encode()).hexdigest()[:32]
+    path = Folders.in_force(None, None).cache / "kernels" / f"{key}.o"
+    try:
+        content = path.read_bytes()
+    except OSError:
+        content = _compile(text)
+        with contextlib.suppress(OSError), atomic_write(path) as temporary:
+            temporary.write_bytes(content)
+    engine = _engine()
+    engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(content))
+    engine.finalize_object()
+    return engine.get_function_address(name)
+
+
+def _compile(text: str) -> bytes:
+    parsed = llvm.parse_assembly(text)
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
     builder = llvm.create_pass_builder(_machine(), options)
     builder.getModulePassManager().run(parsed, builder)
-    engine = _engine()
-    engine.add_module(parsed)
-    engine.finalize_object()
-    return engine
+    return _machine().emit_object(parsed)

@@ -1,4 +1,4 @@
-"""Which operation runs where: every way is timed on this machine, changes of layout included, and the cheapest taken."""
+"""Which operation runs where: every way is timed here, changes of layout included, and the cheapest path taken."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,8 +58,8 @@ class Plan:
 
 
 def fastest(run: Callable[[], object], limit: float = float("inf")) -> float:
-    """Seconds of the fastest call, after a warm-up, over calls that take `SAMPLE_S` together, three at least; what takes
-    longer than `limit` at first is not tried again."""
+    """Seconds of the fastest call, after a warm-up, over calls that take `SAMPLE_S` together, three at least; what
+    takes longer than `limit` at first is not tried again."""
     best, spent, calls = float("inf"), 0.0, -1
     while calls < 3 or (spent < SAMPLE_S and calls < 200):
         started = time.perf_counter()

@@ -9,7 +9,7 @@ import numpy as np
 
 from vdbench.sparse.codegen import FLOAT_BYTES, build_driver
 from vdbench.sparse.graph import Shape
-from vdbench.sparse.jit import compile_kernels, native_function, vector_lanes
+from vdbench.sparse.jit import compile_kernel, native_function, vector_lanes
 from vdbench.sparse.layout import Arena, Geometry, Place, geometries, maps
 from vdbench.sparse.lowering import RESERVED, Step, batch_copy_step, candidates, single_copy_step
 from vdbench.sparse.stencil import Stencil
@@ -185,9 +185,10 @@ class Program:
     def _linked(self, calls: Sequence[_Call]) -> int:
         """The address of the driver's list of these steps."""
         rows = []
-        for call, code in zip(calls, compile_kernels([call.step.kernel for call in calls]), strict=True):
+        for call in calls:
             tables = [self._keep(t).ctypes.data if isinstance(t, np.ndarray) else t for t in call.step.tables]
             address = self._keep(np.array(tables, np.int64)).ctypes.data
+            code = compile_kernel(call.step.kernel)
             rows.append([code, address, call.source, call.source_move, call.destination, call.destination_move])
         return self._keep(np.array(rows, np.int64)).ctypes.data
 
