@@ -100,7 +100,9 @@ class Clip(Op):
     high: float = float("inf")
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        return functional.relu(inputs[0]) if (self.low, self.high) == (0, np.inf) else inputs[0].clamp(self.low, self.high)
+        return (
+            functional.relu(inputs[0]) if (self.low, self.high) == (0, np.inf) else inputs[0].clamp(self.low, self.high)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
