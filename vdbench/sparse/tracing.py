@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from vdbench.sparse.graph import Graph, Input, Op, Shape, TorchOp
-from vdbench.sparse.translate import Place, is_known, translate
+from vdbench.sparse.modules import is_known
+from vdbench.sparse.translate import Place, translate
 
 Modules = dict[str, nn.Module]
 
@@ -148,6 +149,13 @@ def _propagate(nodes: fx.Graph, modules: Modules, batch: Tensor) -> dict[fx.Node
     return known
 
 
+def _is_value(of_two: Any, of_three: Any) -> bool:
+    """Whether batches of two and three gave two and three results, one an example."""
+    if not isinstance(of_two, Tensor) or of_two.dtype != torch.float32:
+        return False
+    return of_two.shape[:1] == (2,) and of_three.shape == (3, *of_two.shape[1:])
+
+
 @dataclass(frozen=True)
 class _Piece:
     """Calls that stay PyTorch's, as one function of batches: the last gives the value, those before it what it needs
@@ -189,12 +197,11 @@ class _Reading:
             self.ops.append(self.values[node])
         elif self.is_constant(node):
             self.constants[node] = two.detach().clone() if isinstance(two, Tensor) else two
-        elif isinstance(two, Tensor) and two.dtype == torch.float32 and two.shape[:1] == (2,):
-            if three.shape == (3, *two.shape[1:]):
-                self.values[node] = value = self.operation(node, tuple(two.shape[1:]))
-                if _in_place(node, self.modules):
-                    before = self.values.get(node.all_input_nodes[0])
-                    self.values |= {other: value for other, op in self.values.items() if op is before}
+        elif _is_value(two, three):
+            self.values[node] = value = self.operation(node, tuple(two.shape[1:]))
+            if _in_place(node, self.modules):
+                before = self.values.get(node.all_input_nodes[0])
+                self.values |= {other: value for other, op in self.values.items() if op is before}
 
     def is_constant(self, node: fx.Node) -> bool:
         two, three = self.of_two[node], self.of_three[node]

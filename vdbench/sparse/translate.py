@@ -6,6 +6,7 @@ operation. A module is translated as the function it calls.
 """
 
 import inspect
+import itertools
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from vdbench.sparse.graph import (
     Add,
@@ -32,7 +32,7 @@ from vdbench.sparse.graph import (
     Pair,
     Shape,
 )
-from vdbench.variational import VariationalDropoutConv2d, VariationalDropoutLinear
+from vdbench.sparse.modules import call_of
 
 
 @dataclass
@@ -186,7 +186,7 @@ def _window(size: int, windows: int) -> tuple[int, int] | None:
     """Kernel and stride of the windows adaptive pooling takes, None where they differ."""
     starts = [i * size // windows for i in range(windows)]
     kernels = {-((i + 1) * size // -windows) - starts[i] for i in range(windows)}
-    strides = {b - a for a, b in zip(starts, starts[1:], strict=False)} or set(kernels)
+    strides = {b - a for a, b in itertools.pairwise(starts)} or set(kernels)
     return (kernels.pop(), strides.pop()) if len(kernels) == len(strides) == 1 and strides != {0} else None
 
 
@@ -258,54 +258,6 @@ HANDLERS: dict[Any, Callable[..., Op | None]] = {
 }
 
 
-def _convolution(layer: nn.Conv2d, weight: Tensor) -> tuple[Any, ...] | None:
-    if layer.padding_mode != "zeros":
-        return None
-    return functional.conv2d, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
-
-
-def _normalisation(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Any, ...]:
-    statistics = layer.running_mean, layer.running_var
-    return functional.batch_norm, *statistics, layer.weight, layer.bias, False, 0.0, layer.eps
-
-
-def _maximum(pool: nn.MaxPool2d) -> tuple[Any, ...]:
-    return functional.max_pool2d, pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode
-
-
-def _average(pool: nn.AvgPool2d) -> tuple[Any, ...]:
-    how = pool.ceil_mode, pool.count_include_pad, pool.divisor_override
-    return functional.avg_pool2d, pool.kernel_size, pool.stride, pool.padding, *how
-
-
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-
-# the call every module stands for, in eval mode: a function and its arguments after the input
-MODULES: dict[type[nn.Module], Callable[[Any], tuple[Any, ...] | None]] = {
-    nn.Linear: lambda m: (functional.linear, m.weight, m.bias),
-    VariationalDropoutLinear: lambda m: (functional.linear, m.masked_weight(), m.bias),
-    nn.Conv2d: lambda m: _convolution(m, m.weight),
-    VariationalDropoutConv2d: lambda m: _convolution(m, m.masked_weight()),
-    nn.BatchNorm1d: _normalisation,
-    nn.BatchNorm2d: _normalisation,
-    nn.ReLU: lambda m: (functional.relu,),
-    nn.ReLU6: lambda m: (functional.relu6,),
-    nn.Hardtanh: lambda m: (functional.hardtanh, m.min_val, m.max_val),
-    nn.LeakyReLU: lambda m: (functional.leaky_relu, m.negative_slope),
-    nn.MaxPool2d: _maximum,
-    nn.AvgPool2d: _average,
-    nn.AdaptiveAvgPool2d: lambda m: (functional.adaptive_avg_pool2d, m.output_size),
-    nn.AdaptiveMaxPool2d: lambda m: (functional.adaptive_max_pool2d, m.output_size),
-    nn.Flatten: lambda m: (torch.flatten, m.start_dim, m.end_dim),
-    nn.Identity: lambda m: ("contiguous",),
-    **dict.fromkeys(_DROPOUTS, lambda m: (functional.dropout, m.p, False)),
-}
-
-
-def is_known(module: nn.Module) -> bool:
-    return type(module) in MODULES
-
-
 def _leaves(arguments: Any) -> Iterator[Any]:
     if isinstance(arguments, tuple | list):
         for argument in arguments:
@@ -325,7 +277,7 @@ def translate(place: Place, target: Any, args: tuple[Any, ...], kwargs: dict[str
         ValueError: a weight is NaN or infinite.
     """
     if isinstance(target, nn.Module):
-        call = MODULES.get(type_before_parametrizations(target), lambda m: None)(target)
+        call = call_of(target)
         if call is None:
             return None
         target, args = call[0], (*args, *call[1:])
