@@ -1,0 +1,265 @@
+"""Exact simplification of a network with zeros: the same function in fewer and smaller layers.
+
+Exact in real arithmetic, so that floating-point results differ in rounding alone. A weight is gone if it is zero, never
+because weights sum to zero.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vdbench.sparse.graph import Add, Affine, Concat, Conv2d, Flatten, Graph, Input, Linear, Op, TorchOp
+
+Layer = Linear | Conv2d
+Mask = np.ndarray  # bool (channels,) of a value
+
+
+def compact(graph: Graph) -> Graph:
+    """The network without what cannot change its output, the shapes of its input and output as they were; what went
+    is told in `removed`. Compacting again finds nothing more.
+    """
+    return drop_unread(fold_constants(fold_affine(graph)))
+
+
+def fold_affine(graph: Graph) -> Graph:
+    """Take every Affine into the layer before it, where nothing else reads that layer, or else into the layers that
+    read it: not those that pad, whose zeros outside the image it does not reach. Others stay.
+    """
+    ops = {op.name: op for op in graph.ops}
+    for affine in (op for op in graph.ops if isinstance(op, Affine)):
+        now = Graph(tuple(ops.values()))
+        maker, readers = ops[affine.inputs[0]], now.consumers(affine.name)
+        if isinstance(maker, Layer) and len(now.consumers(maker.name)) == 1:
+            ops[maker.name] = _scaled(maker, affine)
+        elif readers and all(isinstance(reader, Layer) and not _pads(reader) for reader in readers):
+            ops |= {reader.name: _taking(reader, affine) for reader in readers if isinstance(reader, Layer)}
+        else:
+            continue
+        del ops[affine.name]
+        for reader in readers:
+            inputs = tuple(maker.name if name == affine.name else name for name in reader.inputs)
+            ops[reader.name] = replace(ops[reader.name], inputs=inputs)
+    return Graph(tuple(ops.values()), graph.removed)
+
+
+def fold_constants(graph: Graph) -> Graph:
+    """Take constants into the biases of the layers that read them. A unit that reads nothing but constants is one
+    itself, a map of them where it differs from place to place; one walk in order follows them through everything but
+    TorchOps. Weights on constants become zero. Behind padding a bias becomes a map, since a constant is not seen
+    outside the image.
+    """
+    ops: list[Op] = []
+    constants: dict[str, _Constants] = {}
+    for op in graph.ops:
+        given = [constants[name] for name in op.inputs]
+        if isinstance(op, Layer):
+            op, constants[op.name] = _absorbed(op, given[0])
+        else:
+            constants[op.name] = _carried(op, given)
+        ops.append(op)
+    return Graph(tuple(ops), graph.removed)
+
+
+def drop_unread(graph: Graph) -> Graph:
+    """Drop units that no later weight reads, found in one walk from the output back. A unit stays where its place must
+    be kept: in a value TorchOps see, in the input, beside one that is read in a sum or in a group of a convolution, and
+    alone in its value; its own weights are then zero, so that it costs nothing.
+    """
+    read = _read(graph)
+    keep = _kept(graph, read)
+    ops = tuple(_sliced(op, read[op.name], keep) for op in graph.ops)
+    removed = {}
+    for before, after in zip(graph.ops, ops, strict=True):
+        if isinstance(before, Layer) and isinstance(after, Layer) and (text := _told(before, after, keep[before.name])):
+            removed[before.name] = text
+    return Graph(ops, removed | graph.removed)
+
+
+def _by_group(layer: Layer) -> np.ndarray:
+    """Its weight as (groups, outputs of each, inputs of each, places)."""
+    groups = layer.groups if isinstance(layer, Conv2d) else 1
+    outputs, inputs = layer.weight.shape[:2]
+    return layer.weight.reshape(groups, outputs // groups, inputs, -1)
+
+
+def _pads(layer: Layer) -> bool:
+    return isinstance(layer, Conv2d) and any(layer.padding)
+
+
+def _plus(bias: np.ndarray, addend: np.ndarray) -> np.ndarray:
+    """The sum of biases, (out,) or (out, height, width): a map only where it is needed."""
+    rank = max(bias.ndim, addend.ndim)
+    first, second = (b.reshape(*b.shape, *[1] * (rank - b.ndim)) for b in (bias, addend))
+    total = (first + second).astype(np.float32)
+    return _narrow(total)
+
+
+def _narrow(bias: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(bias[:, 0, 0] if bias.ndim == 3 and (bias == bias[:, :1, :1]).all() else bias)
+
+
+def _scaled(layer: Layer, affine: Affine) -> Layer:
+    """A layer and then an affine map as one layer."""
+    scale = affine.scale.astype(np.float64)
+    weight = (layer.weight.T * scale).T.astype(np.float32)
+    return replace(layer, weight=np.ascontiguousarray(weight), bias=_plus((layer.bias.T * scale).T, affine.shift))
+
+
+def _taking(layer: Layer, affine: Affine) -> Layer:
+    """An affine map and then a layer as one layer."""
+    weight = _by_group(layer).astype(np.float64)
+    scale, shift = (numbers.reshape(len(weight), 1, -1, 1) for numbers in (affine.scale, affine.shift))
+    return replace(
+        layer,
+        weight=(weight * scale).reshape(layer.weight.shape).astype(np.float32),
+        bias=_plus(layer.bias, (weight * shift).sum((2, 3)).ravel()),
+    )
+
+
+def _through(op: Op, masks: list[Mask]) -> Mask:
+    """Channels of a value that are made of marked channels of its inputs alone, one for one."""
+    match op:
+        case Flatten():
+            return np.repeat(masks[0], op.shape[0] // len(masks[0]))
+        case Concat():
+            return np.concatenate(masks)
+        case Add():
+            return masks[0] & masks[1]
+        case _:
+            return masks[0]
+
+
+def _back(op: Op, mask: Mask, widths: list[int]) -> list[Mask]:
+    """Channels of the inputs, so many in each, that marked channels of a value are made of."""
+    match op:
+        case Flatten():
+            return [mask.reshape(widths[0], -1).any(1)]
+        case Concat():
+            return np.split(mask, np.cumsum(widths)[:-1])
+        case _:
+            return [mask] * len(widths)
+
+
+def _marks(op: Op, mark: bool) -> Mask:
+    return np.full(op.shape[:1] or 1, mark)
+
+
+@dataclass(frozen=True)
+class _Constants:
+    """Channels of a value that are the same for every example, and what they are: float64 (1, *shape), else zero."""
+
+    known: Mask
+    plane: Tensor
+
+    @classmethod
+    def of(cls, known: Mask, plane: Tensor) -> Self:
+        return cls(known, plane * torch.from_numpy(known).view(-1, *[1] * (plane.dim() - 2)))
+
+
+def _absorbed(layer: Layer, given: _Constants) -> tuple[Layer, _Constants]:
+    """A layer that has taken in the constants among its inputs, and those among its outputs."""
+    if given.known.any():
+        weight = _by_group(layer)
+        weight = np.where(given.known.reshape(len(weight), 1, -1, 1), np.float32(0), weight)
+        bias = _plus(layer.bias, _contribution(layer, given))
+        layer = replace(layer, weight=weight.reshape(layer.weight.shape), bias=bias)
+    constant = ~layer.weight.reshape(len(layer.weight), -1).any(1)
+    bias = layer.bias.reshape(*layer.bias.shape, *[1] * (len(layer.shape) - layer.bias.ndim))
+    return layer, _Constants.of(constant, torch.from_numpy(bias).double().expand(1, *layer.shape))
+
+
+def _contribution(layer: Layer, given: _Constants) -> np.ndarray:
+    """What a layer makes of constants, its bias apart: (out,) or (out, height, width)."""
+    nothing = np.zeros(len(layer.weight))
+    if not given.plane.any():
+        return nothing
+    made = replace(layer, weight=layer.weight.astype(np.float64), bias=nothing)(given.plane)[0].numpy()
+    even = made.ndim == 3 and not _pads(layer) and bool((given.plane == given.plane[..., :1, :1]).all())
+    return made[:, 0, 0] if even else made
+
+
+def _carried(op: Op, given: list[_Constants]) -> _Constants:
+    if isinstance(op, TorchOp) or not any(source.known.any() for source in given):
+        return _Constants(_marks(op, False), torch.zeros(()).expand(1, *op.shape))
+    return _Constants.of(_through(op, [source.known for source in given]), op(*(source.plane for source in given)))
+
+
+def _read(graph: Graph) -> dict[str, Mask]:
+    """Channels of every value that the output depends on."""
+    read = {op.name: _marks(op, op is graph.output) for op in graph.ops}
+    for op in reversed(graph.ops):
+        mask, inputs = read[op.name], [read[name] for name in op.inputs]
+        if isinstance(op, Layer):
+            weight = _by_group(op).any(3)
+            masks = [(weight & mask.reshape(len(weight), -1, 1)).any(1).ravel()]
+        elif isinstance(op, TorchOp):
+            masks = [np.ones_like(channels) for channels in inputs]
+        else:
+            masks = _back(op, mask, [len(channels) for channels in inputs])
+        for channels, more in zip(inputs, masks, strict=True):
+            channels |= more
+    return read
+
+
+def _kept(graph: Graph, read: dict[str, Mask]) -> dict[str, Mask]:
+    """Channels of every value that stay: those read, and those that the operations between layers tie to them."""
+    whole = {graph.input.name, graph.output.name}
+    for op in graph.ops:
+        if isinstance(op, TorchOp):
+            whole |= {op.name, *op.inputs}
+    keep = {name: mask | (name in whole) for name, mask in read.items()}
+    for mask in keep.values():
+        mask[:1] |= not mask.any()  # no value is empty
+    count = -1
+    while count != (count := sum(int(mask.sum()) for mask in keep.values())):
+        for op in graph.ops:
+            _tie(op, keep[op.name], [keep[name] for name in op.inputs])
+    return keep
+
+
+def _tie(op: Op, mask: Mask, inputs: list[Mask]) -> None:
+    """Mark, in place, what has to stay with what is marked."""
+    if isinstance(op, Conv2d) and op.groups > 1:
+        group = (mask.reshape(op.groups, -1).any(1) | inputs[0].reshape(op.groups, -1).any(1))[:, None]
+        mask.reshape(op.groups, -1)[:] |= group
+        inputs[0].reshape(op.groups, -1)[:] |= group
+    elif not isinstance(op, Layer | TorchOp | Input):
+        for channels, more in zip(inputs, _back(op, mask, [len(channels) for channels in inputs]), strict=True):
+            channels |= more
+        if isinstance(op, Add):
+            mask |= inputs[0] | inputs[1]
+        mask |= _through(op, inputs)
+
+
+def _sliced(op: Op, read: Mask, keep: dict[str, Mask]) -> Op:
+    """An operation on what is kept, the weights of kept units that nobody reads set to zero."""
+    kept = keep[op.name]
+    shape = (int(kept.sum()), *op.shape[1:])
+    match op:
+        case Linear() | Conv2d():
+            weight, bias = op.weight[kept], op.bias[kept]
+            weight[~read[kept]] = bias[~read[kept]] = 0
+            if isinstance(op, Conv2d) and op.groups > 1:
+                op = replace(op, groups=len(weight) * op.groups // len(op.weight))
+            else:
+                weight = weight[:, keep[op.inputs[0]]]
+            return replace(op, shape=shape, weight=np.ascontiguousarray(weight), bias=_narrow(bias))
+        case Affine():
+            return replace(op, shape=shape, scale=op.scale[kept], shift=op.shift[kept])
+        case Input() | TorchOp():
+            return op
+        case _:
+            return replace(op, shape=shape)
+
+
+def _told(before: Layer, after: Layer, kept: Mask) -> str:
+    """What went from a layer, for people to read; nothing if nothing did."""
+    gone, dead = ~kept, ~before.weight.reshape(len(kept), -1).any(1)
+    reasons = {"constant": int((gone & dead).sum()), "unread": int((gone & ~dead).sum())}
+    why = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    reads = _by_group(after).any((1, 3))
+    parts = [f"{gone.sum()} of {len(kept)} units ({why})"] if why else []
+    return ", ".join([*parts, f"{(~reads).sum()} of {reads.size} inputs unread"] if not reads.all() else parts)

@@ -1,0 +1,66 @@
+"""The function call that each of PyTorch's modules stands for in eval mode."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from vdbench.variational import VariationalDropoutConv2d, VariationalDropoutLinear
+
+Call = tuple[Any, ...]  # a function and its arguments after the input
+
+
+def _convolution(layer: nn.Conv2d, weight: Tensor) -> Call | None:
+    if layer.padding_mode != "zeros":
+        return None
+    return functional.conv2d, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
+
+
+def _normalisation(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Call:
+    statistics = layer.running_mean, layer.running_var
+    return functional.batch_norm, *statistics, layer.weight, layer.bias, False, 0.0, layer.eps
+
+
+def _maximum(pool: nn.MaxPool2d) -> Call:
+    return functional.max_pool2d, pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode
+
+
+def _average(pool: nn.AvgPool2d) -> Call:
+    how = pool.ceil_mode, pool.count_include_pad, pool.divisor_override
+    return functional.avg_pool2d, pool.kernel_size, pool.stride, pool.padding, *how
+
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+_CALLS: dict[type[nn.Module], Callable[[Any], Call | None]] = {
+    nn.Linear: lambda m: (functional.linear, m.weight, m.bias),
+    VariationalDropoutLinear: lambda m: (functional.linear, m.masked_weight(), m.bias),
+    nn.Conv2d: lambda m: _convolution(m, m.weight),
+    VariationalDropoutConv2d: lambda m: _convolution(m, m.masked_weight()),
+    nn.BatchNorm1d: _normalisation,
+    nn.BatchNorm2d: _normalisation,
+    nn.ReLU: lambda m: (functional.relu,),
+    nn.ReLU6: lambda m: (functional.relu6,),
+    nn.Hardtanh: lambda m: (functional.hardtanh, m.min_val, m.max_val),
+    nn.LeakyReLU: lambda m: (functional.leaky_relu, m.negative_slope),
+    nn.MaxPool2d: _maximum,
+    nn.AvgPool2d: _average,
+    nn.AdaptiveAvgPool2d: lambda m: (functional.adaptive_avg_pool2d, m.output_size),
+    nn.AdaptiveMaxPool2d: lambda m: (functional.adaptive_max_pool2d, m.output_size),
+    nn.Flatten: lambda m: (torch.flatten, m.start_dim, m.end_dim),
+    nn.Identity: lambda m: ("contiguous",),
+    **dict.fromkeys(_DROPOUTS, lambda m: (functional.dropout, m.p, False)),
+}
+
+
+def is_known(module: nn.Module) -> bool:
+    return type(module) in _CALLS
+
+
+def call_of(module: nn.Module) -> Call | None:
+    """What a module calls; None where it is none of these, or pads with something else than zeros."""
+    kind = type_before_parametrizations(module)
+    return _CALLS[kind](module) if kind in _CALLS else None

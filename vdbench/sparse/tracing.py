@@ -1,0 +1,262 @@
+"""From a PyTorch model to the engine's graph."""
+
+import copy
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from vdbench.sparse.graph import Graph, Input, Op, Shape, TorchOp
+from vdbench.sparse.modules import is_known
+from vdbench.sparse.translate import Place, translate
+
+Modules = dict[str, nn.Module]
+
+TOLERANCE = 1e-4  # of the largest output
+
+
+class Untraceable(ValueError):
+    """A model that is no fixed sequence of operations on single examples, or that could not be read as one."""
+
+
+def trace(model: nn.Module, example: Tensor) -> Graph:
+    """The operations of a model in eval mode. Weights are copied, those of variational layers masked at their
+    threshold; a layer's operation is named after the layer.
+
+    Args:
+        example: float32 with a batch axis, of which only the shape counts: (N, ...).
+
+    Raises:
+        TypeError: the example is not a float32 tensor.
+        ValueError: the example has no batch axis; the model is in training mode, not on the CPU, not float32 or holds
+            NaN or infinity.
+        Untraceable: torch.fx cannot follow the model, it takes or gives more than one tensor, its examples are not
+            independent of each other, or the graph does not compute what the model computes.
+    """
+    _check(model, example)
+    batch = torch.randn(3, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = _expected(model, batch[:2])
+        nodes, modules = _symbolic(model)
+        graph = _Reading(nodes, modules, batch).graph(next(iter(reversed(nodes.nodes))).args[0])
+        verify(graph, expected, batch[:2])
+    return graph
+
+
+def _check(model: nn.Module, example: Tensor) -> None:
+    if not isinstance(example, Tensor) or example.dtype != torch.float32:
+        what = f"a tensor of {example.dtype}" if isinstance(example, Tensor) else f"a {type(example).__name__}"
+        raise TypeError(f"the example is {what}: give a float32 tensor with a batch axis, like the model's input")
+    if example.dim() < 2:
+        raise ValueError(f"the example of shape {tuple(example.shape)} has no batch axis: add one with [None]")
+    if training := [name or type(model).__name__ for name, module in model.named_modules() if module.training]:
+        raise ValueError(f"{training[0]} is in training mode: call model.eval()")
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+            raise ValueError(f"{name} is {parameter.dtype} on {parameter.device}: move the model with .cpu().float()")
+        if not torch.isfinite(parameter).all():
+            raise ValueError(f"{name} holds NaN or infinity: the model has diverged or is damaged")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _expected(model: nn.Module, batch: Tensor) -> Tensor:
+    """What the model makes of each example on its own."""
+    try:
+        together, alone = model(batch.clone()), [model(example[None].clone()) for example in batch]
+    except Exception as error:
+        raise Untraceable(
+            f"the model does not take batches of 1 and 2 examples of shape {tuple(batch.shape[1:])}: {_line(error)}"
+        ) from error
+    if not isinstance(together, Tensor) or together.dtype != torch.float32:
+        what = f"a tensor of {together.dtype}" if isinstance(together, Tensor) else f"a {type(together).__name__}"
+        raise Untraceable(f"the model returns {what}, not one float32 tensor")
+    if together.dim() == 0 or len(together) != len(batch) or any(a.shape != (1, *together.shape[1:]) for a in alone):
+        raise Untraceable(
+            f"the shape of the model's output, {tuple(together.shape)} for a batch of {len(batch)} and "
+            f"{tuple(alone[0].shape)} for one example, is not one result an example"
+        )
+    if not _close(together, torch.cat(alone)):
+        raise Untraceable("the model's result for an example depends on the other examples of the batch, or on chance")
+    return torch.cat(alone)
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape:
+        return False
+    return expected.numel() == 0 or bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
+
+
+def verify(graph: Graph, expected: Tensor, batch: Tensor) -> None:
+    """Check a graph against what the model makes of a batch: a net under misread operations.
+
+    Raises:
+        Untraceable: they differ by more than 1e-4 of the largest output.
+    """
+    if not _close(graph(batch.clone()), expected):
+        raise Untraceable("the traced operations do not compute what the model computes: one does more than it shows")
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_known(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _symbolic(model: nn.Module) -> tuple[fx.Graph, Modules]:
+    """The calls a model makes, and the modules they name."""
+    root = nn.Sequential(model)  # the model may itself be a layer, and its optional inputs keep their defaults
+    try:
+        return _Tracer().trace(root), dict(root.named_modules(remove_duplicate=False))
+    except Exception as error:
+        raise Untraceable(f"torch.fx cannot follow {type(model).__name__}: {_line(error)}") from error
+
+
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+
+
+def _in_place(node: fx.Node, modules: Modules) -> bool:
+    """Whether a call overwrites its first argument."""
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return bool(node.kwargs.get("inplace")) or node.target in _IN_PLACE or (name[-1:] == "_" and name[-2:] != "__")
+
+
+def _evaluate(node: fx.Node, known: dict[fx.Node, Any], modules: Modules) -> Any:
+    args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)  # type: ignore[misc]
+    target: Any = node.target
+    match node.op:
+        case "call_module":
+            return modules[target](*args, **kwargs)
+        case "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        case "get_attr":
+            return operator.attrgetter(target)(modules[""])
+        case _:
+            return target(*args, **kwargs)
+
+
+def _propagate(nodes: fx.Graph, modules: Modules, batch: Tensor) -> dict[fx.Node, Any]:
+    """What every node gives for a batch."""
+    known: dict[fx.Node, Any] = {}
+    for node in nodes.nodes:
+        if node.op != "output":
+            known[node] = batch.clone() if node.op == "placeholder" else _evaluate(node, known, modules)
+    return known
+
+
+def _is_value(of_two: Any, of_three: Any) -> bool:
+    """Whether batches of two and three gave two and three results, one an example."""
+    if not isinstance(of_two, Tensor) or of_two.dtype != torch.float32:
+        return False
+    return of_two.shape[:1] == (2,) and of_three.shape == (3, *of_two.shape[1:])
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Calls that stay PyTorch's, as one function of batches: the last gives the value, those before it what it needs
+    that is no value of the network, as the size of a batch."""
+
+    inputs: tuple[fx.Node, ...]
+    calls: tuple[fx.Node, ...]
+    constants: dict[fx.Node, Any]
+    modules: Modules
+    overwrites: bool
+
+    @torch.no_grad()
+    def __call__(self, *values: Tensor) -> Tensor:
+        own = (value.clone() for value in values) if self.overwrites else values
+        known = self.constants | dict(zip(self.inputs, own, strict=True))
+        for call in self.calls:
+            known[call] = _evaluate(call, known, self.modules)
+        return known[self.calls[-1]]
+
+
+class _Reading:
+    """A graph in the making: every fx node is a value of the network, a constant, or what only its users see."""
+
+    def __init__(self, nodes: fx.Graph, modules: Modules, batch: Tensor) -> None:
+        self.modules = modules
+        self.copies: Modules = {}
+        self.values: dict[fx.Node, Op] = {}
+        self.constants: dict[fx.Node, Any] = {}
+        self.ops: list[Op] = []
+        self.of_two, self.of_three = (_propagate(nodes, modules, batch[:count]) for count in (2, 3))
+        for node in nodes.nodes:
+            if node.op != "output":
+                self.read(node)
+
+    def read(self, node: fx.Node) -> None:
+        two, three = self.of_two[node], self.of_three[node]
+        if node.op == "placeholder":
+            self.values[node] = Input(name="input", shape=tuple(two.shape[1:]))
+            self.ops.append(self.values[node])
+        elif self.is_constant(node):
+            self.constants[node] = two.detach().clone() if isinstance(two, Tensor) else two
+        elif _is_value(two, three):
+            self.values[node] = value = self.operation(node, tuple(two.shape[1:]))
+            if _in_place(node, self.modules):
+                before = self.values.get(node.all_input_nodes[0])
+                self.values |= {other: value for other, op in self.values.items() if op is before}
+
+    def is_constant(self, node: fx.Node) -> bool:
+        two, three = self.of_two[node], self.of_three[node]
+        if isinstance(two, int | float | torch.Size | torch.dtype | torch.device):
+            return two == three
+        return all(source in self.constants for source in node.all_input_nodes)
+
+    def operation(self, node: fx.Node, shape: Shape) -> Op:
+        place = Place(self.new_name(node), shape, self.ops)
+        known: dict[fx.Node, Any] = self.constants | self.values
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: known.get(n, n))  # type: ignore[misc]
+        target = self.modules[str(node.target)] if node.op == "call_module" else node.target
+        return translate(place, target, args, kwargs) or self.torch_operation(node, place)
+
+    def torch_operation(self, node: fx.Node, place: Place) -> Op:
+        calls: dict[fx.Node, None] = {}
+        inputs: dict[fx.Node, None] = {}
+
+        def visit(node: fx.Node) -> None:
+            for source in node.all_input_nodes:
+                if source in self.values:
+                    inputs[source] = None
+                elif source not in self.constants and source not in calls:
+                    visit(source)
+            calls[node] = None
+
+        visit(node)
+        needed = {source for call in calls for source in call.all_input_nodes}
+        piece = _Piece(
+            tuple(inputs),
+            tuple(calls),
+            {source: value for source, value in self.constants.items() if source in needed},
+            {str(call.target): self.own(str(call.target)) for call in calls if call.op == "call_module"},
+            any(_in_place(call, self.modules) for call in calls),
+        )
+        return place.put(TorchOp, *(self.values[source] for source in inputs), function=piece)
+
+    def own(self, target: str) -> nn.Module:
+        if target not in self.copies:
+            self.copies[target] = copy.deepcopy(self.modules[target]).requires_grad_(False)
+        return self.copies[target]
+
+    def new_name(self, node: fx.Node) -> str:
+        name = str(node.target).removeprefix("0.") if node.op == "call_module" else node.name
+        taken = {op.name for op in self.ops}
+        return next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 1))) if n not in taken)
+
+    def graph(self, output: Any) -> Graph:
+        """The operations that the output depends on."""
+        if output not in self.values:
+            raise Untraceable("the model's output does not depend on its input")
+        live = {self.values[output].name}
+        kept: list[Op] = []
+        for op in reversed(self.ops):
+            if op.name in live or not op.inputs:
+                live.update(op.inputs)
+                kept.append(op)
+        return Graph(tuple(reversed(kept)))
