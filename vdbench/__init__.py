@@ -15,6 +15,8 @@ _HOME = {
     "kl_divergence": "variational",
     "forward_with_kl": "variational",
     "sparsity": "metrics",
+    "compile_sparse": "sparse",
+    "CompiledNet": "sparse",
     "to_cpu_sparse": "sparse",
     "load": "shipping",
 }

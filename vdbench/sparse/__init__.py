@@ -1,4 +1,6 @@
 """Inference with pruned networks on a CPU, and the peers it is measured against."""
 
+from vdbench.sparse.engine import CompiledNet as CompiledNet
+from vdbench.sparse.engine import compile_sparse as compile_sparse
 from vdbench.sparse.linear import SparseLinear as SparseLinear
 from vdbench.sparse.linear import to_cpu_sparse as to_cpu_sparse

@@ -151,6 +151,7 @@ class Program:
         segment, lanes = self.segment, vector_lanes()
         one, many = (geometries(segment.halos(), n * lanes, lanes) for n in (1, vectors))
         late = {s.output for s in segment.stencils[split:]} | (segment.crossing(split) or set())
+        late = late if split else set(segment.shapes)
         places = self._places(arena, {n: many if n in late else one for n in segment.shapes})
         vector, outputs = lanes * FLOAT_BYTES, 1 + len(segment.inputs)
         move = {name: vector if name in late else 0 for name in segment.shapes}
