@@ -58,7 +58,7 @@ def record(suite: Suite, name: str, method: str, seed: int, stage: str = "prune"
         "seed": seed,
         "spec": spec,
         "spec_sha256": spec_sha256(spec),
-        "versions": stage_versions(stage),
+        "versions": stage_versions(stage, method),
         "code_digest": "0123456789abcdef",
         "status": "ok",
         "metrics": {"error": error, "top5_error": error / 10, "cross_entropy": error / 20},

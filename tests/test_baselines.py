@@ -162,6 +162,16 @@ def test_runs_end_with_the_counts_of_the_run_they_are_matched_to(inputs, tmp_pat
     assert not torch.equal(magnitude["fc1.weight"] != 0, chance["fc1.weight"] != 0)
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_a_record_names_the_weights_its_run_came_from(inputs, tmp_path):
+    dense, matched = records.read(tmp_path / "dense" / "train.json"), records.read(inputs["matched"])
+    started = {"pretrained": dense.weights_sha256}
+    assert dense.inputs == {}
+    assert tiny.train(tiny.spec("vd_finetune"), tmp_path / "vd", pretrained=inputs["pretrained"]).inputs == started
+    started["matched"] = matched.weights_sha256
+    assert tiny.train(tiny.spec("magnitude"), tmp_path / "magnitude", **inputs).inputs == started
+
+
 def test_pruning_that_leaves_no_epoch_to_fine_tune_is_refused():
     with pytest.raises(ValueError, match=r"prune_epochs \(2\) leaves none of epochs \(2\)"):
         GradualRecipe(epochs=2, prune_epochs=2)

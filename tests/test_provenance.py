@@ -75,10 +75,11 @@ def test_package_that_is_not_installed_is_left_out(monkeypatch):
 
 
 def test_threads_and_determinism_are_what_the_run_had(one_thread):
-    made = provenance.provenance("cpu", "2026-01-01T00:00:00+00:00", "vdbench train")
+    code = provenance.code()
+    made = provenance.provenance(code, "cpu", "2026-01-01T00:00:00+00:00", "vdbench train")
     assert (made.threads, made.device, made.deterministic) == (1, "cpu", True)
     torch.set_num_threads(2)
-    assert provenance.provenance("cpu", "2026-01-01T00:00:00+00:00", "vdbench train").threads == 2
+    assert provenance.provenance(code, "cpu", "2026-01-01T00:00:00+00:00", "vdbench train").threads == 2
 
 
 # --- the code's own state
@@ -109,8 +110,8 @@ def checkout(tmp_path, monkeypatch):
 
 
 def state() -> tuple[str | None, bool | None]:
-    made = provenance.provenance("cpu", "2026-01-01T00:00:00+00:00", "vdbench train")
-    return made.git_commit, made.git_dirty
+    code = provenance.code()
+    return code.commit, code.dirty
 
 
 def test_commit_and_whether_files_were_changed_since(checkout):
@@ -120,6 +121,24 @@ def test_commit_and_whether_files_were_changed_since(checkout):
     assert state() == (commit, False)
     (provenance.PACKAGE / "a.py").write_text("one = 2\n")
     assert state() == (commit, True)
+
+
+def test_a_module_that_was_never_committed_is_a_change_of_the_code(checkout):
+    new = provenance.PACKAGE / "sub" / "new.py"
+    new.parent.mkdir()
+    new.write_text("two = 2\n")
+    assert state() == (checkout("rev-parse", "HEAD"), True)
+
+
+def test_record_names_the_code_that_its_job_started_with(checkout):
+    job = Job("train", tiny.spec("dense"), "tiny")
+    commit, digest = checkout("rev-parse", "HEAD"), provenance.code_digest()
+    (provenance.PACKAGE / "a.py").write_text("one = 2\n")
+    checkout("commit", "--quiet", "--all", "-m", "second")
+    (provenance.PACKAGE / "a.py").write_text("one = 3\n")
+    record = job.record(device="cpu", status="ok")
+    assert (record.provenance.git_commit, record.provenance.git_dirty) == (commit, False)
+    assert record.code_digest == digest != provenance.code_digest()
 
 
 def test_without_a_repository_the_commit_is_unknown(tmp_path, monkeypatch):
@@ -142,7 +161,7 @@ def test_commit_of_another_project_that_vdbench_is_installed_in_is_not_ours(chec
 
 def digest(package: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(provenance, "PACKAGE", package)
-    return provenance.code_digest.__wrapped__()
+    return provenance.code_digest()
 
 
 def test_code_digest_is_of_the_names_and_contents_of_the_source(tmp_path, monkeypatch):

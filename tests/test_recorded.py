@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vdbench import cli, metrics, netfile, records, shipping, tables
-from vdbench.config import load_suite
+from vdbench.config import BASELINE_METHODS, load_suite
 from vdbench.pruning import load_net
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +48,22 @@ def test_shipped_nets_have_the_weights_that_their_records_count(found):
         size = metrics.size(model)
         assert record.size is not None
         assert (size.nonzero_weights, path.stat().st_size) == (record.size.nonzero_weights, record.size.file_bytes)
+
+
+def test_every_run_came_from_the_recorded_nets_it_is_compared_with(found):
+    trained, pruned = ({r.run: r for r in found if r.stage == stage} for stage in ("train", "prune"))
+    matched_by = {name: e.match for name, e in load_suite(SUITE_FILE).experiments.items()}
+    followers = [r for r in trained.values() if r.method in ("vd_finetune", *BASELINE_METHODS)]
+    assert followers
+    for train in followers:
+        prune, inputs = pruned[train.run], {"pretrained": trained[train.experiment, "dense", train.seed].weights_sha256}
+        assert prune.control is not None
+        assert prune.control.weights_sha256 == inputs["pretrained"]
+        if train.method in BASELINE_METHODS:
+            matched = pruned[train.experiment, matched_by[train.experiment], train.seed]
+            inputs["matched"] = matched.weights_sha256
+            assert [x.nonzero for x in prune.layers] == [x.nonzero for x in matched.layers]
+        assert train.inputs in ({}, inputs)  # records once did not name them
 
 
 def test_recorded_set_is_small():

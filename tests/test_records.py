@@ -64,6 +64,19 @@ def test_a_record_of_an_older_version_of_the_code_is_stale(suite, results, monke
     assert all("made by versions" in note for note in notes)
 
 
+def test_a_baseline_trained_to_match_older_pruning_is_stale(suite, results, monkeypatch):
+    path = path_of(results, stage="train", method="magnitude")
+    monkeypatch.setitem(config.STAGE_VERSIONS, "prune", 2)
+    notes = records.load(results, suite)[1]
+    assert [note.split(": ")[1] for note in notes if "train" in note.split(": ")[1]] == [
+        f"fc/{method}/seed{seed} train" for method in ("magnitude", "random") for seed in (0, 1)
+    ]
+    edit(path, versions={"data": 1, "train": 1})  # as such records once were, when the first version pruned
+    assert any(note.startswith("stale: fc/magnitude/seed0 train") for note in records.load(results, suite)[1])
+    monkeypatch.setitem(config.STAGE_VERSIONS, "prune", 1)
+    assert records.load(results, suite)[1] == []
+
+
 def test_a_record_in_another_runs_place_is_not_believed(suite, results):
     path_of(results, seed=1).write_bytes(path_of(results, seed=0).read_bytes())
     found, notes = records.load(results, suite)

@@ -15,7 +15,7 @@ import tiny
 import torch
 from torch.nn import functional
 
-from vdbench import metrics, pruning, records, schedules, training
+from vdbench import metrics, provenance, pruning, records, schedules, training
 from vdbench.config import DenseRecipe, SuiteError, VariationalRecipe
 from vdbench.models import LeNet300100
 from vdbench.variational import kl_divergence, to_variational_dropout, variational_layers
@@ -149,7 +149,7 @@ def test_checkpoint_of_another_spec_is_ignored(other, data, tmp_path, steps, mon
 def test_checkpoint_of_other_code_is_ignored(data, tmp_path, steps, monkeypatch, caplog):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     interrupt(steps, tiny.spec("dense"), tmp_path, data, at_step=8)
-    monkeypatch.setattr(training, "code_digest", lambda: "of other code")
+    monkeypatch.setattr(provenance, "code_digest", lambda: "of other code")
     tiny.train(tiny.spec("dense"), tmp_path, data)
     assert "starting over" in caplog.text
     assert steps.taken == 18

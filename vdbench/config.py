@@ -25,9 +25,13 @@ UPSTREAM = {"data": ("data",), "train": ("data", "train"), "prune": ("data", "tr
 UPSTREAM["time"] = (*UPSTREAM["prune"], "time")
 
 
-def stage_versions(stage: str) -> dict[str, int]:
-    """The versions a record of `stage` stands on: its own and those of the stages before it."""
-    return {name: STAGE_VERSIONS[name] for name in UPSTREAM[stage]}
+def stage_versions(stage: str, method: str) -> dict[str, int]:
+    """The versions a record of `stage` stands on: its own and those of the stages before it.
+
+    A baseline's training comes after the pruning of the run it is matched to.
+    """
+    names = UPSTREAM["prune"] if stage == "train" and method in BASELINE_METHODS else UPSTREAM[stage]
+    return {name: STAGE_VERSIONS[name] for name in names}
 
 
 class Strict(BaseModel):

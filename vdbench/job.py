@@ -6,19 +6,20 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from vdbench.config import RunSpec, spec_sha256, stage_versions
-from vdbench.provenance import code_digest, peak_rss_mb, provenance
+from vdbench.provenance import Code, code, peak_rss_mb, provenance
 from vdbench.records import Record
 
 
 @dataclass(frozen=True)
 class Job:
-    """One stage of one run. Made when the job starts, so that it knows how long the job took."""
+    """One stage of one run. Made when the job starts, so that it knows how long it took and what code it ran."""
 
     stage: Literal["train", "prune", "time"]
     spec: RunSpec
     suite: str
     started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     started: float = field(default_factory=time.perf_counter)
+    code: Code = field(default_factory=code)
 
     @property
     def seconds(self) -> float:
@@ -37,10 +38,10 @@ class Job:
             seed=self.spec.seed,
             spec=content,
             spec_sha256=spec_sha256(content),
-            versions=stage_versions(self.stage),
-            code_digest=code_digest(),
+            versions=stage_versions(self.stage, self.spec.method),
+            code_digest=self.code.digest,
             wall_s=round(seconds_before + self.seconds, 3),
             peak_rss_mb=peak_rss_mb(),
-            provenance=provenance(device, self.started_at, f"vdbench {self.stage}"),
+            provenance=provenance(self.code, device, self.started_at, f"vdbench {self.stage}"),
             **results,
         )

@@ -5,7 +5,7 @@ import platform
 import resource
 import subprocess
 import sys
-from functools import cache
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,7 +15,6 @@ PACKAGE = Path(__file__).parent
 RECORDED_PACKAGES = ("vdbench", "torch", "numpy", "scipy", "numba", "onnxruntime")
 
 
-@cache
 def code_digest() -> str:
     """Hash of the package's source: tells, for information, whether two records come from the same code."""
     digest = hashlib.sha256()
@@ -61,23 +60,33 @@ def peak_rss_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20, 1)
 
 
-def _commit() -> tuple[str | None, bool | None]:
-    """The commit of the package and whether it was changed since; nothing if it is not under version control."""
+@dataclass(frozen=True)
+class Code:
+    """The package's source at one moment; commit and dirty are None where it is not under version control."""
+
+    digest: str
+    commit: str | None
+    dirty: bool | None
+
+
+def code() -> Code:
+    """The code as it is now: for a job to ask when it starts, for files may change while it runs."""
     if _git("ls-files", "--error-unmatch", str(PACKAGE)) is None:
-        return None, None
-    return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--untracked-files=no"))
+        return Code(code_digest(), None, None)
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    added = _git("ls-files", "--others", "--", str(PACKAGE / "*.py"))
+    return Code(code_digest(), _git("rev-parse", "HEAD"), bool(changed or added))
 
 
-def provenance(device: str, started_at: str, command: str) -> Provenance:
-    """This process, its code and its machine. `device` as torch names it: "cpu", "cuda"."""
+def provenance(code: Code, device: str, started_at: str, command: str) -> Provenance:
+    """This process, its machine and the code it started with. `device` as torch names it: "cpu", "cuda"."""
     import torch
 
     from vdbench import posterior
 
-    commit, dirty = _commit()
     return Provenance(
-        git_commit=commit,
-        git_dirty=dirty,
+        git_commit=code.commit,
+        git_dirty=code.dirty,
         versions=package_versions(),
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
         cpu=cpu_model(),

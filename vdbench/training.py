@@ -29,7 +29,6 @@ from vdbench.data import Dataset
 from vdbench.job import Job
 from vdbench.models import MODELS
 from vdbench.process import denormals_are_zero, own_randomness
-from vdbench.provenance import code_digest
 from vdbench.records import Record
 from vdbench.schedules import derived_seed, kl_weight, learning_rate
 from vdbench.tensors import file_sha256, load_state, load_tensors, save_tensors, state_sha256
@@ -82,6 +81,7 @@ class Training:
     pruner: GradualPruner | None
     device: str
     history: list[dict[str, float]]
+    inputs: dict[str, str]  # weights_sha256 of the nets it starts from, by what they are to it
     good: dict[str, Tensor]  # the weights of the last epoch that ended in numbers
 
     def run_epoch(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float] | None:
@@ -202,11 +202,14 @@ def _start(spec: RunSpec, data: Dataset, pretrained: Path | None, matched: Path 
     if needs_pretrained and pretrained is None:
         raise SuiteError(f"{spec.method} starts from dense weights: pass --pretrained weights.pt")
     model = build_model(spec, data.num_classes, pretrained if needs_pretrained else None).to(device)
+    inputs = {"pretrained": state_sha256(load_tensors(pretrained))} if needs_pretrained and pretrained else {}
     pruner = None
     if spec.method in BASELINE_METHODS:
         if matched is None:
             raise SuiteError(f"{spec.method} copies another run's sparsity: pass --matched prune.json")
-        kept = {layer.name: layer.nonzero for layer in records.read(matched).layers}
+        copied = records.read(matched)
+        inputs["matched"] = copied.weights_sha256 or ""
+        kept = {layer.name: layer.nonzero for layer in copied.layers}
         scores = torch.Generator().manual_seed(derived_seed(spec.seed, "scores")) if spec.method == "random" else None
         try:
             pruner = GradualPruner(model, kept, scores)
@@ -214,7 +217,7 @@ def _start(spec: RunSpec, data: Dataset, pretrained: Path | None, matched: Path 
             raise records.RecordError(f"{matched}: {error}") from None
     optimizer = build_optimizer(model, spec.recipe)
     good = {name: value.clone() for name, value in model.state_dict().items()}
-    return Training(spec, data, model, optimizer, pruner, device, history=[], good=good)
+    return Training(spec, data, model, optimizer, pruner, device, [], inputs, good)
 
 
 def train(
@@ -245,7 +248,7 @@ def train(
     run = _start(spec, data.to(device), pretrained, matched, device)
     identity = {
         "spec": spec_sha256(spec.content()),
-        "code": code_digest(),
+        "code": job.code.digest,
         "inputs": [file_sha256(path) for path in (pretrained, matched) if path],
         "threads": torch.get_num_threads(),
         "device": device,
@@ -277,6 +280,7 @@ def train(
         metrics={key: last[key] for key in ("epoch", "error", "loss", "class_loss", "kl") if key in last},
         threshold=spec.threshold,
         history="history.csv",
+        inputs=run.inputs,
         weights_sha256=state_sha256(run.good),
     )
     records.write(record, output / "train.json")

@@ -41,7 +41,7 @@ wildcard_constraints:
 
 def versions(stage):
     """Of the code behind a stage: as a parameter, so that raising one reruns the jobs that stand on it."""
-    return canonical(stage_versions(stage))
+    return lambda wildcards: canonical(stage_versions(stage, wildcards.get("method", "")))
 
 
 def run_spec(wildcards):
