@@ -17,7 +17,7 @@ from vdbench.sparse import storage
 from vdbench.sparse.compact import compact
 from vdbench.sparse.graph import Graph
 from vdbench.sparse.jit import machine_name, vector_lanes
-from vdbench.sparse.plan import CLEARLY, PYTORCH, Plan, fastest, measure, place
+from vdbench.sparse.plan import CLEARLY, PYTORCH, Network, Plan, fastest, measure, place
 from vdbench.sparse.running import Pool, Runner
 from vdbench.sparse.tracing import trace
 
@@ -37,7 +37,8 @@ class CompiledNet:
     def __init__(self, graph: Graph, plans: dict[str, Plan], *, threads: int | None = None) -> None:
         self.graph, self.plans = graph, plans
         self._pool = Pool(threads or torch.get_num_threads())
-        self._single, self._batch = (Runner(graph, plans[key]) for key in ("single", "batch"))
+        self._single = Runner(Network(graph, single=True), plans["single"])
+        self._batch = Runner(Network(graph, single=False), plans["batch"])
         self._one = self._single.one
         self._one_shape = (1, *graph.input.shape) if self._one else None
 
@@ -139,37 +140,43 @@ def make_plans(graph: Graph) -> dict[str, Plan]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return {"single": _make_plan(graph, True), "batch": _make_plan(graph, False)}
+        return {key: _make_plan(Network(graph, single=key == "single")) for key in ("single", "batch")}
     finally:
         torch.set_num_threads(before)
 
 
-def _make_plan(graph: Graph, single: bool) -> Plan:
+def _make_plan(network: Network) -> Plan:
     """Time every way of every operation, and then whole networks: our kernels wherever there are any, the cheapest
-    mixture, and PyTorch alone in either memory format. The fastest is the plan, so it is never slower than PyTorch."""
-    measured = measure(graph, single)
-    batch = np.random.default_rng(0).standard_normal((measured.examples, *graph.input.shape), np.float32)
+    mixture, and PyTorch alone in either memory format, unless it could not win even at the processor's peak. The
+    fastest is the plan, so it is never slower than PyTorch."""
+    measured = measure(network)
+    shape = (measured.examples, *network.graph.input.shape)
+    batch = np.random.default_rng(0).standard_normal(shape, np.float32)
     pool, made = Pool(1), {}
 
-    def alternative(name: str, natives: Callable[[Plan], None], *, channels_last: bool = False) -> None:
+    def fastest_so_far() -> float:
+        return min((plan.seconds for plan in made.values()), default=np.inf)
+
+    def try_out(name: str, choose_layouts: Callable[[Plan], None], *, channels_last: bool = False) -> None:
         plan = copy.deepcopy(measured)
         plan.channels_last = channels_last
-        natives(plan)
-        runner = Runner(graph, plan)
+        choose_layouts(plan)
+        runner = Runner(network, plan)
         if any(item.native for item in plan.items):
             runner(batch, pool)  # compiles what is new
-        limit = CLEARLY * min((other.seconds for other in made.values()), default=np.inf)
-        plan.seconds = fastest(lambda: runner(batch, pool), limit)
+        plan.seconds = fastest(lambda: runner(batch, pool), CLEARLY * fastest_so_far())
         made[name] = plan
 
     def everywhere(plan: Plan) -> None:
         for item in plan.items:
-            item.native = any(way != PYTORCH for way in item.seconds)
+            item.native = item.best(native=True) < np.inf
 
-    alternative("native", everywhere)
-    alternative("mixed", lambda plan: place(graph, plan))
-    alternative(PYTORCH, lambda plan: None)
-    alternative("torch, channels last", lambda plan: None, channels_last=True)
+    try_out("native", everywhere)
+    if any(PYTORCH in item.seconds for item in measured.items):
+        try_out("mixed", lambda plan: place(network, plan))
+    if fastest_so_far() > sum(map(network.dense_limit_s, network.items)):
+        try_out(PYTORCH, lambda plan: None)
+        try_out("torch, channels last", lambda plan: None, channels_last=True)
     best = min(made.values(), key=lambda plan: plan.seconds)
     best.ways = {name: plan.seconds for name, plan in made.items()}
     return best

@@ -15,7 +15,7 @@ from vdbench.sparse.jit import native_function, vector_lanes
 
 ACCUMULATORS = 16
 # bytes read over and over: well inside the first- and second-level caches, and inside the third
-LEVELS = {"load_l1": 24 << 10, "load_l2": 384 << 10, "load_l3": 6 << 20}
+LEVELS = {"fma": 0, "load_l1": 24 << 10, "load_l2": 384 << 10, "load_l3": 6 << 20}
 
 
 def _registers(code: Code, source: ir.Value, destination: ir.Value, counts: ir.Value) -> None:
@@ -47,23 +47,24 @@ def _accumulate(code: Code, source: ir.Value, destination: ir.Value, rounds: ir.
 
 
 @cache
-def calibrate() -> dict[str, float]:
-    """GFLOP/s of one thread: `fma` from registers; `load_l1`, `load_l2`, `load_l3` with one operand of every multiply-
-    add read from that level of memory. Measured once a process, in about a second."""
-    lanes = vector_lanes()
-    memory = np.zeros(max(LEVELS.values()) // FLOAT_BYTES + 16 * lanes + 16, np.float32)
+def rate(level: str) -> float:
+    """GFLOP/s of one thread, at best over a few milliseconds: `fma` from registers; `load_l1`, `load_l2`, `load_l3`
+    with one operand of every multiply-add read from that level of memory. Measured once a process."""
+    lanes, size = vector_lanes(), LEVELS[level]
+    memory = np.zeros(max(size // FLOAT_BYTES, ACCUMULATORS * lanes) + 16, np.float32)
     memory = memory[(-memory.ctypes.data % 64) // FLOAT_BYTES :]
     out = np.zeros(ACCUMULATORS * lanes, np.float32)
-    found = {}
-    for name, size in {"fma": 0, **LEVELS}.items():
-        run = native_function(_memory if size else _registers)
-        rounds = (40 << 20) // size if size else 200_000
-        flops = 2 * rounds * (size // FLOAT_BYTES if size else ACCUMULATORS * lanes)
-        counts = np.array([rounds, size], np.int64)
-        best = float("inf")
-        for _ in range(12):
-            started = time.perf_counter()
-            run(memory.ctypes.data, out.ctypes.data, counts.ctypes.data)
-            best = min(best, time.perf_counter() - started)
-        found[name] = round(flops / best / 1e9, 1)
-    return found
+    run = native_function(_memory if size else _registers)
+    rounds = max(1, (8 << 20) // size) if size else 50_000
+    flops = 2 * rounds * (size // FLOAT_BYTES if size else ACCUMULATORS * lanes)
+    counts, best = np.array([rounds, size], np.int64), float("inf")
+    for _ in range(20):
+        started = time.perf_counter()
+        run(memory.ctypes.data, out.ctypes.data, counts.ctypes.data)
+        best = min(best, time.perf_counter() - started)
+    return round(flops / best / 1e9, 1)
+
+
+def calibrate() -> dict[str, float]:
+    """The rate of every level, as `rate` measures it."""
+    return {level: rate(level) for level in LEVELS}

@@ -3,37 +3,84 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 import numpy as np
 import torch
 
-from vdbench.sparse.graph import Flatten, Graph, Op
+from vdbench.sparse.graph import Conv2d, Flatten, Graph, Linear, Op
 from vdbench.sparse.jit import vector_lanes
+from vdbench.sparse.layout import maps
 from vdbench.sparse.lowering import candidates
+from vdbench.sparse.machine import rate
 from vdbench.sparse.program import Bound, Program, Segment
 from vdbench.sparse.stencil import Stencil, fuse, source
 
+PYTORCH = "torch"
 BATCH_VECTORS = 4  # a batch is planned for this many vectors of examples
 LATE_PIXELS = 64  # maps up to this size may be computed for several vectors of examples together
 SAMPLE_S = 0.004
 CLEARLY = 3  # times slower: not worth a second look
-CONVERSION_BYTES_S = (
-    6e9  # a guess of how fast values change between PyTorch's layout and ours; the whole is timed anyway
-)
+FEWER_PRODUCTS = 4  # what dense convolutions may save of their multiply-adds by transforming their input (Winograd)
+CONVERSION_BYTES_S = 6e9  # a guess of how fast values change between PyTorch's layout and ours; the whole is timed
 CALL_S = 4e-6
-PYTORCH = "torch"
+
+
+class Network:
+    """A graph as a plan counts its operations: fused for single examples, or for batches.
+
+    Attributes:
+        items: stencils, and the operations that are none, in order. examples: how many a plan is made for.
+    """
+
+    def __init__(self, graph: Graph, *, single: bool) -> None:
+        self.graph, self.single = graph, single
+        self.items = fuse(graph, pooling=not single)
+        self.examples = 1 if single else BATCH_VECTORS * vector_lanes()
+        self.input, self.output = graph.input.name, source(graph.output.name, graph)
+        self.shapes = {op.name: op.shape for op in graph.ops}
+        self.views = {op.name: op for op in graph.ops if isinstance(op, Flatten)}
+
+    def inputs(self, item: Stencil | Op) -> tuple[str, ...]:
+        """The values an item starts from, each once."""
+        return tuple(dict.fromkeys(source(name, self.graph) for name in item.inputs))
+
+    def alive(self, position: int) -> set[str]:
+        """Values made before item `position` and read by it or later."""
+        made = {self.input, *(item.name for item in self.items[:position])}
+        return made & {self.output, *(name for item in self.items[position:] for name in self.inputs(item))}
+
+    def dense_limit_s(self, item: Stencil | Op) -> float:
+        """Seconds below which no dense engine computes an item for the planned examples, on one thread."""
+        return sum(self._dense_products(op) for op in operations(item)) * self.examples * 2 / (rate("fma") * 1e9)
+
+    @staticmethod
+    def _dense_products(op: Op) -> float:
+        if isinstance(op, Conv2d):
+            height, width = maps(op.shape)
+            return op.weight.size * height * width / FEWER_PRODUCTS
+        return op.weight.size if isinstance(op, Linear) else 0
+
+
+def operations(item: Stencil | Op) -> tuple[Op, ...]:
+    return item.ops if isinstance(item, Stencil) else (item,)
 
 
 @dataclass
 class Item:
-    """One operation (with what was fused into it): seconds of every way to run it for the planned examples, and the
-    one taken. `late`: computed for several vectors of examples together."""
+    """One operation, with what was fused into it: seconds of every way to run it for the planned examples, and the way
+    taken. `late`: computed for several vectors of examples together. A dense engine that could not win even at the
+    processor's peak is not timed."""
 
     name: str
     seconds: dict[str, float]
     native: bool = False
     chosen: str = PYTORCH
     late: bool = False
+
+    def best(self, *, native: bool) -> float:
+        """Seconds of the fastest of our kernels, or of PyTorch; infinite where there is none."""
+        return min((s for way, s in self.seconds.items() if (way != PYTORCH) == native), default=np.inf)
 
 
 @dataclass
@@ -47,14 +94,13 @@ class Plan:
     seconds: float = float("inf")
     ways: dict[str, float] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, content: Mapping[str, object]) -> "Plan":
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Raises TypeError or KeyError for anything but what `to_json` gives."""
-        items = [Item(**item) for item in content["items"]]  # type: ignore[union-attr, attr-defined]
-        return cls(**{**content, "items": items})  # type: ignore[arg-type]
+        return cls(**{**content, "items": [Item(**item) for item in content["items"]]})
 
 
 def fastest(run: Callable[[], object], limit: float = float("inf")) -> float:
@@ -73,30 +119,12 @@ def fastest(run: Callable[[], object], limit: float = float("inf")) -> float:
     return best
 
 
-def fused(graph: Graph, single: bool) -> list[Stencil | Op]:
-    """The graph's operations as a plan counts them."""
-    return fuse(graph, pooling=not single)
-
-
-def operations(item: Stencil | Op) -> tuple[Op, ...]:
-    return item.ops if isinstance(item, Stencil) else (item,)
-
-
-def value_of(item: Stencil | Op) -> str:
-    return item.output if isinstance(item, Stencil) else item.name
-
-
-def inputs_of(item: Stencil | Op, graph: Graph) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(source(name, graph) for name in item.inputs))
-
-
 class TorchRun:
     """Operations in PyTorch, from values to values, all of them batches."""
 
-    def __init__(self, graph: Graph, ops: Sequence[Op], inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    def __init__(self, network: Network, ops: Sequence[Op], inputs: Sequence[str], outputs: Sequence[str]) -> None:
         self.ops, self.inputs, self.outputs = tuple(ops), tuple(inputs), tuple(outputs)
-        views = [op for op in graph.ops if isinstance(op, Flatten)]
-        self._views = {op.name: op for op in views}
+        self._views = network.views
 
     @torch.no_grad()
     def __call__(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -113,91 +141,75 @@ class TorchRun:
         return [get(name) for name in self.outputs]
 
 
-def _torch_seconds(graph: Graph, item: Stencil | Op, examples: int, limit: float) -> float:
-    """PyTorch's time for an item, on random values."""
-    generator, names = torch.Generator().manual_seed(0), inputs_of(item, graph)
-    values = [torch.rand(examples, *graph[name].shape, generator=generator) for name in names]
-    run = TorchRun(graph, operations(item), names, [value_of(item)])
-    return fastest(lambda: run(values), limit)
+def measure(network: Network) -> Plan:
+    """A plan with every way of every item timed and none taken yet."""
+    measured = []
+    for item in network.items:
+        ways: dict[str, float] = {}
+        if isinstance(item, Stencil) and network.single:
+            ways |= _native_seconds(network, item, 0)
+        elif isinstance(item, Stencil):
+            ways |= {way: s * BATCH_VECTORS for way, s in _native_seconds(network, item, 1).items()}
+            if np.prod(item.computed()) <= LATE_PIXELS:
+                ways |= {f"{way} late": s for way, s in _native_seconds(network, item, BATCH_VECTORS).items()}
+        native_s = min(ways.values(), default=np.inf)
+        if native_s > network.dense_limit_s(item):
+            ways[PYTORCH] = _torch_seconds(network, item, CLEARLY * native_s)
+        measured.append(Item(item.name, ways))
+    return Plan(network.examples, measured)
 
 
-def _native_seconds(graph: Graph, stencil: Stencil, vectors: int) -> dict[str, float]:
+def _native_seconds(network: Network, stencil: Stencil, vectors: int) -> dict[str, float]:
     """Every candidate's time for one call: a single example, or `vectors` vectors of them."""
-    names = (*stencil.inputs, stencil.output)
-    segment = Segment((stencil,), (), (), {name: graph[name].shape for name in names})
-    found = {}
+    shapes = {name: network.shapes[name] for name in (*stencil.inputs, stencil.name)}
+    segment, found = Segment((stencil,), (), (), shapes), {}
     for candidate in candidates(stencil, vectors * vector_lanes() if vectors else 1):
-        program = Program(segment, {stencil.output: candidate.label}, vectors=vectors)
-        bound = Bound(program)
+        bound = Bound(Program(segment, {stencil.name: candidate.label}, vectors=vectors))
         found[candidate.label] = fastest(lambda bound=bound: bound((), 1))
     return found
 
 
-def measure(graph: Graph, single: bool) -> Plan:
-    """A plan with every way of every item timed and none taken yet."""
-    items, examples = fused(graph, single), 1 if single else BATCH_VECTORS * vector_lanes()
-    measured = []
-    for item in items:
-        ways: dict[str, float] = {}
-        if isinstance(item, Stencil) and single:
-            ways |= _native_seconds(graph, item, 0)
-        elif isinstance(item, Stencil):
-            ways |= {label: s * BATCH_VECTORS for label, s in _native_seconds(graph, item, 1).items()}
-            if np.prod(item.computed()) <= LATE_PIXELS:
-                late = _native_seconds(graph, item, BATCH_VECTORS)
-                ways |= {f"{label} late": s for label, s in late.items()}
-        limit = CLEARLY * min(ways.values(), default=np.inf)
-        ways[PYTORCH] = _torch_seconds(graph, item, examples, limit)
-        measured.append(Item(value_of(item), ways))
-    return Plan(examples, measured)
+def _torch_seconds(network: Network, item: Stencil | Op, limit: float) -> float:
+    """PyTorch's time for an item, on random values."""
+    generator, names = torch.Generator().manual_seed(0), network.inputs(item)
+    values = [torch.rand(network.examples, *network.shapes[name], generator=generator) for name in names]
+    run = TorchRun(network, operations(item), names, [item.name])
+    return fastest(lambda: run(values), limit)
 
 
-def place(graph: Graph, plan: Plan) -> None:
+def place(network: Network, plan: Plan) -> None:
     """Choose PyTorch or our kernels for every item: the cheapest path through the network, where at every point all
     values that are alive lie in one of the two layouts and changing over costs a conversion of each."""
-    items = fused(graph, plan.examples == 1)
-    costs = [
-        (i.seconds[PYTORCH], min((s for k, s in i.seconds.items() if k != PYTORCH), default=np.inf)) for i in plan.items
-    ]
-    best: list[tuple[float, list[bool]]] = [(0.0, []), (_conversion(graph, {graph.input.name}, plan), [])]
-    for k in range(len(items)):
-        change = _conversion(graph, _alive(graph, items, k), plan)
+
+    def conversion_s(values: set[str]) -> float:
+        numbers = sum(int(np.prod(network.shapes[name])) for name in values) * network.examples
+        return CALL_S + 2 * 4 * numbers / CONVERSION_BYTES_S
+
+    best: list[tuple[float, list[bool]]] = [(0.0, []), (conversion_s({network.input}), [])]
+    for k, item in enumerate(plan.items):
+        change = conversion_s(network.alive(k))
         arrived = [min(best[way], (best[1 - way][0] + change, best[1 - way][1]), key=lambda p: p[0]) for way in (0, 1)]
-        best = [(cost + costs[k][way], [*path, bool(way)]) for way, (cost, path) in enumerate(arrived)]
-    ends = _conversion(graph, {source(graph.output.name, graph)}, plan)
-    _, path = min(best[0], (best[1][0] + ends, best[1][1]), key=lambda p: p[0])
-    for item, native in zip(plan.items, path, strict=True):
+        best = [(cost + item.best(native=bool(way)), [*path, bool(way)]) for way, (cost, path) in enumerate(arrived)]
+    best[1] = (best[1][0] + conversion_s({network.output}), best[1][1])
+    for item, native in zip(plan.items, min(best, key=lambda p: p[0])[1], strict=True):
         item.native = native
 
 
-def _alive(graph: Graph, items: Sequence[Stencil | Op], position: int) -> set[str]:
-    """Values made before item `position` and read by it or later."""
-    made = {graph.input.name, *(value_of(item) for item in items[:position])}
-    read = {name for item in items[position:] for name in inputs_of(item, graph)}
-    return made & (read | {source(graph.output.name, graph)})
-
-
-def _conversion(graph: Graph, values: set[str], plan: Plan) -> float:
-    count = sum(int(np.prod(graph[name].shape)) for name in values) * plan.examples
-    return CALL_S + 2 * 4 * count / CONVERSION_BYTES_S
-
-
-def segments(graph: Graph, plan: Plan) -> Iterator[tuple[bool, list[Item], Segment]]:
-    """Runs of items with one layout: whether it is ours, the items, and the operations with what they start from and
-    leave behind. In a run for PyTorch, `stencils` is empty and the items' operations are those of `fused`."""
-    items = fused(graph, plan.examples == 1)
-    start = 0
-    while start < len(items):
+def stretches(network: Network, plan: Plan) -> Iterator[tuple[list[Stencil | Op], list[Item], Segment]]:
+    """Runs of items that lie in one layout, with the values they start from and those needed after them; a segment
+    for PyTorch has no stencils."""
+    start, count = 0, len(network.items)
+    while start < count:
         native, stop = plan.items[start].native, start
-        while stop < len(items) and plan.items[stop].native == native:
+        while stop < count and plan.items[stop].native == native:
             stop += 1
-        run = items[start:stop]
-        made = {value_of(item) for item in run}
-        inputs = [n for n in dict.fromkeys(x for item in run for x in inputs_of(item, graph)) if n not in made]
-        outputs = sorted(made & _alive(graph, items, stop))
-        shapes = {name: graph[name].shape for name in [*inputs, *(value_of(item) for item in run)]}
+        run = network.items[start:stop]
+        made = {item.name for item in run}
+        inputs = [name for name in dict.fromkeys(x for item in run for x in network.inputs(item)) if name not in made]
+        outputs = sorted(made & network.alive(stop))
+        shapes = {name: network.shapes[name] for name in [*inputs, *(item.name for item in run)]}
         stencils = tuple(item for item in run if isinstance(item, Stencil)) if native else ()
-        yield native, plan.items[start:stop], Segment(stencils, tuple(inputs), tuple(outputs), shapes)
+        yield run, plan.items[start:stop], Segment(stencils, tuple(inputs), tuple(outputs), shapes)
         start = stop
 
 
@@ -206,8 +218,8 @@ def choose(items: Sequence[Item], segment: Segment) -> int:
     computed together: where that makes the sum of times smallest."""
 
     def best(item: Item, late: bool) -> tuple[float, str]:
-        ways = {k: s for k, s in item.seconds.items() if k != PYTORCH and k.endswith(" late") == late}
-        return min(((s, k) for k, s in ways.items()), default=(np.inf, ""))
+        ways = {way: s for way, s in item.seconds.items() if way != PYTORCH and way.endswith(" late") == late}
+        return min(((s, way) for way, s in ways.items()), default=(np.inf, ""))
 
     def total(split: int) -> float:
         if split < len(items) and segment.crossing(split) is None:

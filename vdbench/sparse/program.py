@@ -56,7 +56,7 @@ class Segment:
     def crossing(self, split: int) -> set[str] | None:
         """The values made before stencil `split` and read after it; None if one of them is read before it too."""
         before, after = self.stencils[:split], self.stencils[split:]
-        made = {*self.inputs, *(s.output for s in before)} if split else set(self.inputs)
+        made = {*self.inputs, *(s.name for s in before)} if split else set(self.inputs)
         read = {name for s in after for name in s.inputs} | set(self.outputs)
         crossing = made & read
         early = {name for s in before for name in s.inputs}
@@ -117,7 +117,7 @@ class Program:
             for name in stencil.inputs:
                 if name not in places:  # neither given nor made: only the time matters
                     take(name)
-            take(stencil.output)
+            take(stencil.name)
             done = {name for name in stencil.inputs if last[name] == k and name not in segment.inputs}
             arena.give_back(places[name] for name in done)
         return {name: Place(p.geometry, segment.shapes[name][0], p.start) for name, p in places.items()}
@@ -126,8 +126,8 @@ class Program:
         steps = []
         for stencil in stencils:
             ways = {way.label: way for way in candidates(stencil, places[stencil.inputs[0]].geometry.examples)}
-            way = ways.get(self.choices.get(stencil.output, ""), next(iter(ways.values())))
-            steps.append(way.lower(stencil, places, places[stencil.output]))
+            way = ways.get(self.choices.get(stencil.name, ""), next(iter(ways.values())))
+            steps.append(way.lower(stencil, places, places[stencil.name]))
         return steps
 
     def _single(self, arena: Arena) -> list[_Stage]:
@@ -150,7 +150,7 @@ class Program:
     def _batch(self, arena: Arena, vectors: int, split: int) -> list[_Stage]:
         segment, lanes = self.segment, vector_lanes()
         one, many = (geometries(segment.halos(), n * lanes, lanes) for n in (1, vectors))
-        late = {s.output for s in segment.stencils[split:]} | (segment.crossing(split) or set())
+        late = {s.name for s in segment.stencils[split:]} | (segment.crossing(split) or set())
         late = late if split else set(segment.shapes)
         places = self._places(arena, {n: many if n in late else one for n in segment.shapes})
         vector, outputs = lanes * FLOAT_BYTES, 1 + len(segment.inputs)
@@ -171,7 +171,7 @@ class Program:
         ]
         before, after = segment.stencils[:split], segment.stencils[split:]
         early = [
-            _Call(step, destination_move=move[stencil.output])
+            _Call(step, destination_move=move[stencil.name])
             for stencil, step in zip(before, self._lower(places, before), strict=True)
         ]
         together = [_Call(step) for step in self._lower(places, after)]

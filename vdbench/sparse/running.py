@@ -10,20 +10,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from vdbench.sparse.graph import Conv2d, Graph, Op
+from vdbench.sparse.graph import Conv2d, Op
 from vdbench.sparse.jit import vector_lanes
-from vdbench.sparse.plan import (
-    BATCH_VECTORS,
-    PYTORCH,
-    Item,
-    Plan,
-    TorchRun,
-    choose,
-    fused,
-    operations,
-    segments,
-    value_of,
-)
+from vdbench.sparse.plan import BATCH_VECTORS, Item, Network, Plan, TorchRun, choose, operations, stretches
 from vdbench.sparse.program import Bound, Program, Segment
 
 WORTH_A_THREAD_S = 1e-4  # less work than this stays on the calling thread
@@ -37,8 +26,7 @@ class NativeRun:
         self.split = choose(items, segment)
         self.choices = {item.name: item.chosen for item in items}
         self.block = 1 if self.single else vector_lanes()
-        best = [min(s for way, s in item.seconds.items() if way != PYTORCH) for item in items]
-        self.example_s = sum(best) / plan.examples
+        self.example_s = sum(item.best(native=True) for item in items) / plan.examples
         self._shapes = [segment.shapes[name] for name in (*segment.inputs, *segment.outputs)]
         self._block_bytes = [4 * self.block * int(np.prod(shape)) for shape in self._shapes]
         self._programs: dict[int, Program] = {}
@@ -148,43 +136,40 @@ class Pool:
 
 
 class Runner:
-    """A whole network under one plan, from arrays (N, ...) to arrays."""
+    """A whole network under one plan, from arrays (N, ...) to arrays.
 
-    def __init__(self, graph: Graph, plan: Plan) -> None:
-        self.graph, self.plan = graph, plan
-        items = {value_of(item): item for item in fused(graph, plan.examples == 1)}
+    Attributes:
+        one: the shortest way for single examples, where there is one.
+    """
+
+    def __init__(self, network: Network, plan: Plan) -> None:
+        self.network, self.plan = network, plan
         self.stretches: list[NativeRun | TorchRun] = []
-        for native, chosen, segment in segments(graph, plan):
-            if native:
-                self.stretches.append(NativeRun(segment, chosen, plan))
+        for run, items, segment in stretches(network, plan):
+            if segment.stencils:
+                self.stretches.append(NativeRun(segment, items, plan))
             else:
-                ops = [op for item in chosen for op in operations(items[item.name])]
-                if plan.channels_last:
-                    ops = [_channels_last(op) for op in ops]
-                self.stretches.append(TorchRun(graph, ops, segment.inputs, segment.outputs))
+                ops = [op for item in run for op in operations(item)]
+                ops = [_channels_last(op) for op in ops] if plan.channels_last else ops
+                self.stretches.append(TorchRun(network, ops, segment.inputs, segment.outputs))
+        only = self.stretches[0] if network.single and len(self.stretches) == 1 else None
+        simple = isinstance(only, NativeRun) and len(only.segment.inputs) == 1
+        self.one = OneExample(only) if simple else None
 
-        only = self.stretches[0] if len(self.stretches) == 1 else None
-        single = isinstance(only, NativeRun) and plan.examples == 1 and len(only.segment.inputs) == 1
-        self.one = OneExample(only) if single and isinstance(only, NativeRun) else None
-
-    def __call__(self, batch: np.ndarray, pool: Pool) -> np.ndarray:
+    def __call__(self, batch: np.ndarray, pool: "Pool") -> np.ndarray:
         if self.one and (len(batch) == 1 or pool.threads == 1):
-            return self.one(batch)
-        values: dict[str, np.ndarray] = {self.graph.input.name: batch}
+            return self.one(batch).reshape(len(batch), *self.network.graph.output.shape)
+        values: dict[str, np.ndarray] = {self.network.input: batch}
         for stretch in self.stretches:
             if isinstance(stretch, NativeRun):
-                names = stretch.segment
-                made = stretch([np.ascontiguousarray(values[name]) for name in names.inputs], pool)
-                values |= zip(names.outputs, made, strict=True)
+                names = stretch.segment.outputs
+                made = stretch([np.ascontiguousarray(values[name]) for name in stretch.segment.inputs], pool)
             else:
                 given = [torch.from_numpy(values[name]) for name in stretch.inputs]
-                if self.plan.channels_last:
-                    given = [_last(v) for v in given]
-                values |= zip(stretch.outputs, (v.numpy() for v in stretch(given)), strict=True)
-        from vdbench.sparse.stencil import source
-
-        out = values[source(self.graph.output.name, self.graph)]
-        return out.reshape(len(batch), *self.graph.output.shape)
+                given = [_last(value) for value in given] if self.plan.channels_last else given
+                names, made = stretch.outputs, [value.numpy() for value in stretch(given)]
+            values |= zip(names, made, strict=True)
+        return values[self.network.output].reshape(len(batch), *self.network.graph.output.shape)
 
 
 def _last(value: torch.Tensor) -> torch.Tensor:

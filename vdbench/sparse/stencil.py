@@ -69,15 +69,9 @@ class Stencil:
         return height - height % self.pool[0], width - width % self.pool[1]
 
     @property
-    def output(self) -> str:
+    def name(self) -> str:
+        """Of its value, like any operation's."""
         return self.ops[-1].name
-
-    @property
-    def pooled_shape(self) -> Shape:
-        """The shape of what is stored."""
-        if len(self.shape) == 1:
-            return self.shape
-        return (self.shape[0], self.shape[1] // self.pool[0], self.shape[2] // self.pool[1])
 
     def halo(self, size: tuple[int, int]) -> Padding:
         """How far the sums reach outside inputs with maps of this size."""
@@ -87,10 +81,6 @@ class Stencil:
         below = (height - 1) * self.stride[0] + int(e.y.max()) - (size[0] - 1)
         right = (width - 1) * self.stride[1] + int(e.x.max()) - (size[1] - 1)
         return (max(0, -int(e.y.min())), max(0, below), max(0, -int(e.x.min())), max(0, right))
-
-    @property
-    def name(self) -> str:
-        return self.ops[0].name
 
     @property
     def multiply_adds(self) -> int:

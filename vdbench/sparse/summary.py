@@ -6,8 +6,8 @@ import numpy as np
 from tabulate import tabulate
 
 from vdbench.sparse.graph import Conv2d, Graph, Linear, Op
-from vdbench.sparse.machine import calibrate
-from vdbench.sparse.plan import PYTORCH, Item, Plan, fused, operations
+from vdbench.sparse.machine import rate
+from vdbench.sparse.plan import PYTORCH, Item, Network, Plan, operations
 from vdbench.sparse.stencil import Stencil
 
 
@@ -30,8 +30,8 @@ def describe(graph: Graph, plans: dict[str, Plan]) -> str:
 
 
 def _rows(graph: Graph, plan: Plan) -> Iterator[list[str]]:
-    peak = calibrate()["fma"] * 1e9
-    for item, made in zip(fused(graph, plan.examples == 1), plan.items, strict=True):
+    peak = rate("fma") * 1e9
+    for item, made in zip(Network(graph, single=plan.examples == 1).items, plan.items, strict=True):
         seconds, way = chosen(made)
         flops = 2 * item.multiply_adds * plan.examples if isinstance(item, Stencil) else 0
         first = operations(item)[0]
