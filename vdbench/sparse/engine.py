@@ -48,20 +48,22 @@ class CompiledNet:
         Raises:
             TypeError: not a float32 array, nor such a tensor on the CPU. ValueError: another shape than compiled for.
         """
-        if type(batch) is np.ndarray and batch.shape == self._one_shape and batch.dtype == np.float32:
-            return self._one(batch)  # type: ignore[misc]
-        if not isinstance(batch, Tensor | np.ndarray):
+        tensor = isinstance(batch, Tensor)
+        if not tensor and not isinstance(batch, np.ndarray):
             raise TypeError(f"an array or a tensor expected, not {type(batch).__name__}")
-        if isinstance(batch, Tensor) and batch.device.type != "cpu":
-            raise TypeError(f"compiled for the CPU, the batch is on {batch.device}: move it with .cpu()")
-        if batch.dtype not in (np.float32, torch.float32):
+        if batch.dtype != (torch.float32 if tensor else np.float32):
             raise TypeError(f"compiled for float32, the batch is {batch.dtype}: convert it first")
-        if batch.ndim == 0 or tuple(batch.shape[1:]) != self.graph.input.shape:
+        if tensor and batch.device.type != "cpu":
+            raise TypeError(f"compiled for the CPU, the batch is on {batch.device}: move it with .cpu()")
+        array = batch.detach().numpy() if tensor else batch
+        if array.shape == self._one_shape:
+            out = self._one(array)  # type: ignore[misc]
+        elif array.ndim == 0 or array.shape[1:] != self.graph.input.shape:
             wanted = ", ".join(map(str, self.graph.input.shape))
-            raise ValueError(f"compiled for batches (N, {wanted}), not {tuple(batch.shape)}")
-        if isinstance(batch, Tensor):
-            return torch.from_numpy(self._run(batch.detach().contiguous().numpy()))
-        return self._run(np.ascontiguousarray(batch))
+            raise ValueError(f"compiled for batches (N, {wanted}), not {array.shape}")
+        else:
+            out = self._run(np.ascontiguousarray(array))
+        return torch.from_numpy(out) if tensor else out
 
     def _run(self, array: np.ndarray) -> np.ndarray:
         count, lanes = len(array), vector_lanes()

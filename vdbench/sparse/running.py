@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from vdbench.sparse.graph import Conv2d, Op
+from vdbench.sparse.graph import Conv2d, Op, Shape
 from vdbench.sparse.jit import vector_lanes
 from vdbench.sparse.plan import BATCH_VECTORS, Item, Network, Plan, TorchRun, choose, operations, stretches
 from vdbench.sparse.program import Bound, Program, Segment
@@ -95,9 +95,10 @@ class OneExample:
     """A stretch on one example at a time, from a buffer to a buffer, with as little around the native call as there
     can be: a small net takes two microseconds."""
 
-    def __init__(self, run: NativeRun) -> None:
-        shapes = [run.segment.shapes[name] for name in (*run.segment.inputs, *run.segment.outputs)]
-        self._given, self._made = (np.zeros(shape, np.float32) for shape in shapes)
+    def __init__(self, run: NativeRun, shape: Shape) -> None:
+        (given,), (made,) = run.segment.inputs, run.segment.outputs
+        self._given, self._made = (np.zeros(run.segment.shapes[name], np.float32) for name in (given, made))
+        self._result = self._made.reshape(shape)
         program = Program(run.segment, run.choices, vectors=0)
         self._bound = Bound(program)
         self._bound((self._given.ctypes.data, self._made.ctypes.data), 1)
@@ -105,12 +106,12 @@ class OneExample:
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """Outputs (N, ...) for inputs (N, ...)."""
-        out = np.empty((len(batch), *self._made.shape), np.float32)
+        out = np.empty((len(batch), *self._result.shape), np.float32)
         with self._lock:
             for k in range(len(batch)):
                 self._given[...] = batch[k]
                 self._call()
-                out[k] = self._made
+                out[k] = self._result
         return out
 
 
@@ -153,12 +154,12 @@ class Runner:
                 ops = [_channels_last(op) for op in ops] if plan.channels_last else ops
                 self.stretches.append(TorchRun(network, ops, segment.inputs, segment.outputs))
         only = self.stretches[0] if network.single and len(self.stretches) == 1 else None
-        simple = isinstance(only, NativeRun) and len(only.segment.inputs) == 1
-        self.one = OneExample(only) if simple else None
+        simple = isinstance(only, NativeRun) and len(only.segment.inputs) == len(only.segment.outputs) == 1
+        self.one = OneExample(only, network.graph.output.shape) if simple else None
 
     def __call__(self, batch: np.ndarray, pool: "Pool") -> np.ndarray:
         if self.one and (len(batch) == 1 or pool.threads == 1):
-            return self.one(batch).reshape(len(batch), *self.network.graph.output.shape)
+            return self.one(batch)
         values: dict[str, np.ndarray] = {self.network.input: batch}
         for stretch in self.stretches:
             if isinstance(stretch, NativeRun):
