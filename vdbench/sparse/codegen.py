@@ -11,17 +11,28 @@ Everything the engine runs natively is one of four shapes of code:
 Weights and positions are data, not code: one kernel serves every layer of the same geometry.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from llvmlite import ir
 
-FLOAT, I1, I8, I16, I32, I64 = ir.FloatType(), *(ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
-POINTER = ir.PointerType()
-SIGNATURE = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER])  # source, destination, tables
-FLOAT_BYTES = 4
+from vdbench.sparse.code import (
+    FLOAT,
+    FLOAT_BYTES,
+    I1,
+    I8,
+    I16,
+    I32,
+    I64,
+    IDENTITY,
+    POINTER,
+    SIGNATURE,
+    Activation,
+    Code,
+    Value,
+    Variable,
+)
 
 
 @dataclass(frozen=True)
@@ -31,9 +42,10 @@ class Tile:
     `loads`: of every accumulator, its operand. `stores`: (place, accumulators whose maximum goes there), so that
     pooling costs no pass of its own. `chains`: independent sums a row is split into, to hide the latency of a
     multiply-add where there are few accumulators. `stride`: floats between lanes. `maximum`: of the operands, not
-    their weighted sum. `low`, `high`: the result is clipped to; `slope`: factor of what is below zero.
+    their weighted sum.
     `place_bias`: a bias for every accumulator of every tile (of every lane, if `masked`), not one a row. `masked`:
-    lanes not in the tile's mask are stored as zeros.
+    lanes not in the tile's mask are stored as zeros. `blocked`: a row is visited once for every block of its inputs,
+    its sums kept at a place in the source's memory meanwhile.
     """
 
     lanes: int
@@ -42,21 +54,18 @@ class Tile:
     chains: int = 1
     stride: int = 1
     maximum: bool = False
-    low: float | None = None
-    high: float | None = None
-    slope: float | None = None
+    activation: Activation = IDENTITY
     place_bias: bool = False
     masked: bool = False
+    blocked: bool = False
 
 
 @dataclass(frozen=True)
 class Slices:
-    """`lanes` output units at a time; see `Tile` for the rest."""
+    """`lanes` output units at a time."""
 
     lanes: int
-    low: float | None = None
-    high: float | None = None
-    slope: float | None = None
+    activation: Activation = IDENTITY
 
 
 @dataclass(frozen=True)
@@ -78,113 +87,26 @@ class Copy:
 Kernel = Tile | Slices | Transpose | Copy
 
 
-class Code:
-    """A function under construction: LLVM's builder with the few idioms that the kernels are written in."""
-
-    def __init__(self, function: ir.Function) -> None:
-        self.function = function
-        self.b: Any = ir.IRBuilder(function.append_basic_block())
-        self._entry = self.b.block
-
-    def variable(self, kind: ir.Type, value: ir.Value) -> "Variable":
-        with self.b.goto_block(self._entry):
-            slot = self.b.alloca(kind)
-        self.b.store(value, slot)
-        return Variable(self, kind, slot)
-
-    @contextlib.contextmanager
-    def loop(self, stop: ir.Value, start: ir.Value | int = 0, step: int = 1) -> Iterator[ir.Value]:
-        """The body runs for i = start, start + step, ... below stop."""
-        b, i = self.b, self.variable(I64, I64(start) if isinstance(start, int) else start)
-        head, body, done = (self.function.append_basic_block() for _ in range(3))
-        b.branch(head)
-        b.position_at_end(head)
-        b.cbranch(b.icmp_signed("<", i.get(), stop), body, done)
-        b.position_at_end(body)
-        yield i.get()
-        i.set(b.add(i.get(), I64(step)))
-        b.branch(head)
-        b.position_at_end(done)
-
-    def at(self, pointer: ir.Value, offset: ir.Value | int) -> ir.Value:
-        """The address some bytes further on."""
-        return self.b.gep(pointer, [I64(offset) if isinstance(offset, int) else offset], source_etype=I8)
-
-    def element(self, pointer: ir.Value, index: ir.Value | int, kind: ir.Type) -> ir.Value:
-        """Element `index` of an array; integers come back as 64-bit ones."""
-        place = self.b.gep(pointer, [I64(index) if isinstance(index, int) else index], source_etype=kind)
-        value = self.load(place, kind)
-        return self.b.sext(value, I64) if isinstance(kind, ir.IntType) and kind.width < 64 else value
-
-    def load(self, pointer: ir.Value, kind: ir.Type) -> ir.Value:
-        return self.b.load(pointer, align=4 if kind != I16 else 2, typ=kind)
-
-    def store(self, value: ir.Value, pointer: ir.Value) -> None:
-        self.b.store(value, pointer, align=4)
-
-    def splat(self, scalar: ir.Value, lanes: int) -> ir.Value:
-        kind = ir.VectorType(FLOAT, lanes)
-        one = self.b.insert_element(kind(ir.Undefined), scalar, I32(0))
-        return self.b.shuffle_vector(one, kind(ir.Undefined), ir.VectorType(I32, lanes)([0] * lanes))
-
-    def intrinsic(self, name: str, kind: ir.Type, *args: ir.Value) -> ir.Value:
-        """A call of `llvm.<name>`, declared in the module on first use."""
-        module: Any = self.function.module
-        known = module.globals.get(f"llvm.{name}")
-        callee = known or ir.Function(module, ir.FunctionType(kind, [a.type for a in args]), f"llvm.{name}")
-        return self.b.call(callee, args)
-
-    def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-        """a * b + c of vectors, rounded once."""
-        return self.intrinsic(f"fma.v{a.type.count}f32", a.type, a, b, c)
-
-    def maximum(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """The larger of vectors, NaN where either is NaN."""
-        return self.intrinsic(f"maximum.v{a.type.count}f32", a.type, a, b)
-
-    def activation(self, value: ir.Value, kernel: Tile | Slices) -> ir.Value:
-        """Clip and slope; written so that a NaN stays one."""
-        b, kind = self.b, value.type
-        if kernel.slope is not None:
-            scaled = b.fmul(value, kind([kernel.slope] * kind.count))
-            value = b.select(b.fcmp_ordered("<", value, kind([0.0] * kind.count)), scaled, value)
-        for bound, below in ((kernel.low, "<"), (kernel.high, ">")):
-            if bound is not None:
-                limit = kind([bound] * kind.count)
-                value = b.select(b.fcmp_ordered(below, value, limit), limit, value)
-        return value
-
-
-class Variable:
-    def __init__(self, code: Code, kind: ir.Type, slot: ir.Value) -> None:
-        self.code, self.kind, self.slot = code, kind, slot
-
-    def get(self) -> ir.Value:
-        return self.code.b.load(self.slot, typ=self.kind)
-
-    def set(self, value: ir.Value) -> None:
-        self.code.b.store(value, self.slot)
-
-
-def _tables(code: Code, tables: ir.Value, count: int) -> list[ir.Value]:
+def _tables(code: Code, tables: Value, count: int) -> list[Value]:
     """The kernel's parameters, 64 bits each; addresses among them become pointers where they are used as such."""
     return [code.element(tables, k, I64) for k in range(count)]
 
 
-def _pointer(code: Code, address: ir.Value) -> ir.Value:
+def _pointer(code: Code, address: Value) -> Value:
     return code.b.inttoptr(address, POINTER)
 
 
-def build_tile(code: Code, source: ir.Value, destination: ir.Value, tables: ir.Value, tile: Tile) -> None:
-    """Tables: tiles, rows, then the addresses of tile places (source, destination: i64), rows (last entry, place: i32),
-    entries (weight: float, place: i32), biases (float), masks (i16, one a store)."""
+def build_tile(code: Code, source: Value, destination: Value, tables: Value, tile: Tile) -> None:
+    """Tables: tiles, rows, then the addresses of tile places (source, destination: i64), rows (last entry, place and,
+    if `blocked`, the place of partial sums and 1 for the first visit + 2 for the last: i32 all), entries (weight:
+    float, place: i32), biases (float), masks (i16, one a store)."""
     b, lanes = code.b, tile.lanes
     vector = ir.VectorType(FLOAT, lanes)
     count, rows, *addresses = _tables(code, tables, 7)
     places, row_table, entries, biases, masks = (_pointer(code, address) for address in addresses)
-    width, width_bytes = len(tile.loads), lanes * FLOAT_BYTES
+    width, width_bytes, zero = len(tile.loads), lanes * FLOAT_BYTES, vector([0.0] * lanes)
 
-    def operand(base: ir.Value, offset: int) -> ir.Value:
+    def operand(base: Value, offset: int) -> Value:
         first = code.load(code.at(base, offset), vector)
         if tile.stride == 1:
             return first
@@ -192,71 +114,80 @@ def build_tile(code: Code, source: ir.Value, destination: ir.Value, tables: ir.V
         even = ir.VectorType(I32, lanes)([2 * k for k in range(lanes)])
         return b.shuffle_vector(first, second, even)
 
+    columns = 4 if tile.blocked else 2
+
+    def start(t: Value, r: Value) -> list[Value]:
+        if tile.maximum:
+            return [vector([float("-inf")] * lanes)] * width
+        if not tile.place_bias:
+            return [code.splat(code.element(biases, r, FLOAT), lanes)] * width
+        first = b.mul(b.add(b.mul(t, rows), r), I64(width))
+        found = [code.element(biases, b.add(first, I64(k)), vector if tile.masked else FLOAT) for k in range(width)]
+        return found if tile.masked else [code.splat(value, lanes) for value in found]
+
+    def add(chain: list[Variable], index: Value, src: Value) -> None:
+        position = b.mul(index, I64(2))
+        base = code.at(src, code.element(entries, b.add(position, I64(1)), I32))
+        operands = [operand(base, offset) for offset in tile.loads]
+        if tile.maximum:
+            for acc, value in zip(chain, operands, strict=True):
+                acc.set(code.maximum(acc.get(), value))
+            return
+        weight = code.splat(code.element(entries, position, FLOAT), lanes)
+        for acc, value in zip(chain, operands, strict=True):
+            acc.set(code.fma(weight, value, acc.get()))
+
+    def finish(totals: list[Value], out: Value, keep: list[Value]) -> None:
+        for k, (offset, members) in enumerate(tile.stores):
+            value = code.activated(functools.reduce(code.maximum, (totals[m] for m in members)), tile.activation)
+            code.store(b.select(keep[k], value, zero) if tile.masked else value, code.at(out, offset))
+
     with code.loop(count) as t:
         src = code.at(source, code.element(places, b.mul(t, I64(2)), I64))
         dst = code.at(destination, code.element(places, b.add(b.mul(t, I64(2)), I64(1)), I64))
-        entry = code.variable(I64, I64(0))
-        keep = []
+        entry, keep = code.variable(I64, I64(0)), []
         if tile.masked:
             first = b.mul(t, I64(len(tile.stores)))
-            bits = [
-                code.load(b.gep(masks, [b.add(first, I64(k))], source_etype=I16), I16) for k in range(len(tile.stores))
-            ]
-            keep = [
-                b.bitcast(x if lanes == 16 else b.trunc(x, ir.IntType(lanes)), ir.VectorType(I1, lanes)) for x in bits
-            ]
+            places_of = [b.gep(masks, [b.add(first, I64(k))], source_etype=I16) for k in range(len(tile.stores))]
+            bits = [b.trunc(b.zext(code.load(place, I16), I32), ir.IntType(lanes)) for place in places_of]
+            keep = [b.bitcast(x, ir.VectorType(I1, lanes)) for x in bits]
         with code.loop(rows) as r:
-            stop = code.element(row_table, b.mul(r, I64(2)), I32)
-            place = code.element(row_table, b.add(b.mul(r, I64(2)), I64(1)), I32)
-            if tile.maximum:
-                start = [vector([float("-inf")] * lanes)] * width
-            elif tile.place_bias:
-                first = b.mul(b.add(b.mul(t, rows), r), I64(width))
-                kind = vector if tile.masked else FLOAT
-                start = [code.element(biases, b.add(first, I64(k)), kind) for k in range(width)]
-                start = start if tile.masked else [code.splat(value, lanes) for value in start]
+            first = b.mul(r, I64(columns))
+            stop, place, *visit = (code.element(row_table, b.add(first, I64(k)), I32) for k in range(columns))
+            sums = [[code.variable(vector, zero) for _ in range(width)] for _ in range(tile.chains)]
+            if tile.blocked:
+                partial, kind = code.at(source, visit[0]), visit[1]
+                with b.if_else(b.trunc(kind, I1)) as (begins, goes_on):
+                    with begins:
+                        for acc, value in zip(sums[0], start(t, r), strict=True):
+                            acc.set(value)
+                    with goes_on:
+                        for k, acc in enumerate(sums[0]):
+                            acc.set(code.load(code.at(partial, k * width_bytes), vector))
             else:
-                start = [code.splat(code.element(biases, r, FLOAT), lanes)] * width
-            zero = vector([0.0] * lanes)
-            sums = [
-                [code.variable(vector, start[k] if c == 0 else zero) for k in range(width)] for c in range(tile.chains)
-            ]
-
-            def step(index: ir.Value, chain: list[Variable]) -> None:
-                position = b.mul(index, I64(2))
-                base = code.at(src, code.element(entries, b.add(position, I64(1)), I32))
-                if tile.maximum:
-                    for acc, offset in zip(chain, tile.loads, strict=True):
-                        acc.set(code.maximum(acc.get(), operand(base, offset)))
-                    return
-                weight = code.splat(code.element(entries, position, FLOAT), lanes)
-                for acc, offset in zip(chain, tile.loads, strict=True):
-                    acc.set(code.fma(weight, operand(base, offset), acc.get()))
-
+                for acc, value in zip(sums[0], start(t, r), strict=True):
+                    acc.set(value)
             if tile.chains > 1:
-                whole = b.sub(stop, I64(tile.chains - 1))
-                with code.loop(whole, entry.get(), tile.chains) as e:
+                with code.loop(b.sub(stop, I64(tile.chains - 1)), entry.get(), tile.chains) as e:
                     for c, chain in enumerate(sums):
-                        step(b.add(e, I64(c)), chain)
+                        add(chain, b.add(e, I64(c)), src)
                     entry.set(b.add(e, I64(tile.chains)))
             with code.loop(stop, entry.get()) as e:
-                step(e, sums[0])
+                add(sums[0], e, src)
             entry.set(stop)
-            totals = [column[0].get() for column in zip(*sums, strict=True)]
-            for chain in sums[1:]:
-                totals = [b.fadd(total, acc.get()) for total, acc in zip(totals, chain, strict=True)]
-            out = code.at(dst, place)
-            for k, (offset, members) in enumerate(tile.stores):
-                value = totals[members[0]]
-                for m in members[1:]:
-                    value = code.maximum(value, totals[m])
-                value = code.activation(value, tile)
-                if tile.masked:
-                    value = b.select(keep[k], value, zero)
-                code.store(value, code.at(out, offset))
+            totals = [functools.reduce(b.fadd, (acc.get() for acc in column)) for column in zip(*sums, strict=True)]
+            if tile.blocked:
+                with b.if_else(b.trunc(b.lshr(kind, I64(1)), I1)) as (ends, goes_on):
+                    with ends:
+                        finish(totals, code.at(dst, place), keep)
+                    with goes_on:
+                        for k, total in enumerate(totals):
+                            code.store(total, code.at(partial, k * width_bytes))
+            else:
+                finish(totals, code.at(dst, place), keep)
 
 
-def build_slices(code: Code, source: ir.Value, destination: ir.Value, tables: ir.Value, kernel: Slices) -> None:
+def build_slices(code: Code, source: Value, destination: Value, tables: Value, kernel: Slices) -> None:
     """Tables: slices, then the addresses of slice ends (in vectors: i64), weights (vectors of float), places (vectors
     of i32, bytes), biases (vectors of float) and the outputs' places (vectors of i32, bytes)."""
     b, lanes = code.b, kernel.lanes
@@ -266,7 +197,7 @@ def build_slices(code: Code, source: ir.Value, destination: ir.Value, tables: ir
     ends, weights, places, biases, outputs = (_pointer(code, address) for address in addresses)
     every, kinds = bits([1] * lanes), f"v{lanes}f32.v{lanes}p0"
 
-    def addresses_of(base: ir.Value, table: ir.Value, index: ir.Value) -> ir.Value:
+    def addresses_of(base: Value, table: Value, index: Value) -> Value:
         found = b.gep(base, [code.element(table, index, positions)], source_etype=I8)
         found.type = pointers  # llvmlite knows no vectors of addresses
         return found
@@ -280,12 +211,12 @@ def build_slices(code: Code, source: ir.Value, destination: ir.Value, tables: ir
             values = code.intrinsic(f"masked.gather.{kinds}", vector, where, I32(4), every, vector(ir.Undefined))
             total.set(code.fma(code.element(weights, e, vector), values, total.get()))
         entry.set(stop)
-        result = code.activation(total.get(), kernel)
+        result = code.activated(total.get(), kernel.activation)
         where = addresses_of(destination, outputs, s)
         code.intrinsic(f"masked.scatter.{kinds}", ir.VoidType(), result, where, I32(4), every)
 
 
-def _transposed(code: Code, rows: list[ir.Value]) -> list[ir.Value]:
+def _transposed(code: Code, rows: list[Value]) -> list[Value]:
     """The transpose of a square of vectors, by interleaving the first half of the rows with the second, log2 times."""
     lanes = len(rows)
     low = ir.VectorType(I32, lanes)([k // 2 + (k % 2) * lanes for k in range(lanes)])
@@ -296,7 +227,7 @@ def _transposed(code: Code, rows: list[ir.Value]) -> list[ir.Value]:
     return rows
 
 
-def build_transpose(code: Code, source: ir.Value, destination: ir.Value, tables: ir.Value, kernel: Transpose) -> None:
+def build_transpose(code: Code, source: Value, destination: Value, tables: Value, kernel: Transpose) -> None:
     """Tables: squares, single features, then the addresses of the squares' first features (i64), the single features
     (i64) and every feature's place among the vectors (i64, bytes)."""
     b, lanes = code.b, kernel.lanes
@@ -323,7 +254,7 @@ def build_transpose(code: Code, source: ir.Value, destination: ir.Value, tables:
             code.store(code.load(one, FLOAT), other)
 
 
-def build_copy(code: Code, source: ir.Value, destination: ir.Value, tables: ir.Value, kernel: Copy) -> None:
+def build_copy(code: Code, source: Value, destination: Value, tables: Value, kernel: Copy) -> None:
     """Tables: rows, then the address of their places (source, destination: i64)."""
     b = code.b
     count, places = _tables(code, tables, 2)
@@ -344,7 +275,7 @@ BUILDERS: dict[type, Callable[..., None]] = {
 }
 
 
-def build_driver(code: Code, stages: ir.Value, bases: ir.Value, counts: ir.Value) -> None:
+def build_driver(code: Code, stages: Value, bases: Value, counts: Value) -> None:
     """Runs a program for one group of examples after the other.
 
     stages: for each the address of its steps, how many they are and how often they are repeated (i64 all). A step: the
@@ -355,7 +286,7 @@ def build_driver(code: Code, stages: ir.Value, bases: ir.Value, counts: ir.Value
     b = code.b
     stage_count, groups, base_count = (code.element(counts, k, I64) for k in range(3))
 
-    def base(index: ir.Value, group: ir.Value) -> ir.Value:
+    def base(index: Value, group: Value) -> Value:
         move = b.mul(group, code.element(bases, b.add(base_count, index), I64))
         return code.at(code.element(bases, index, POINTER), move)
 

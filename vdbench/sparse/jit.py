@@ -14,7 +14,8 @@ from llvmlite import ir
 
 from vdbench.files import Folders
 from vdbench.records import atomic_write
-from vdbench.sparse.codegen import BUILDERS, SIGNATURE, Code, Kernel
+from vdbench.sparse.code import SIGNATURE, Code
+from vdbench.sparse.codegen import BUILDERS, Kernel
 
 
 @cache

@@ -15,8 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vdbench.sparse.codegen import FLOAT_BYTES
+from vdbench.sparse.code import FLOAT_BYTES
 from vdbench.sparse.graph import Padding, Shape
+
+# At the start of every arena: zeros that nobody writes, a place for what nobody reads, and one for partial sums.
+ZEROS, TRASH, PARTIAL, RESERVED = 0, 256, 512, 512 + (16 << 10)
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,8 @@ class Arena:
     """Hands out memory for values; a place that was given back is only reused for planes of the same geometry, whose
     halo is zero already."""
 
-    def __init__(self, reserved: int) -> None:
-        self.size = reserved
+    def __init__(self) -> None:
+        self.size = RESERVED
         self._free: list[Place] = []
 
     def take(self, geometry: Geometry, channels: int) -> Place:

@@ -1,18 +1,18 @@
 """From a stencil to the kernels that can compute it, and the tables they read."""
 
-import itertools
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from vdbench.sparse.codegen import FLOAT_BYTES, Copy, Kernel, Slices, Tile, Transpose
+from vdbench.sparse.code import FLOAT_BYTES
+from vdbench.sparse.codegen import Copy, Kernel, Slices, Tile, Transpose
 from vdbench.sparse.jit import vector_lanes
-from vdbench.sparse.layout import Geometry, Place
+from vdbench.sparse.layout import TRASH, ZEROS, Place
 from vdbench.sparse.stencil import Stencil
+from vdbench.sparse.tiles import batch_tiles, block_of, blocks_pay, flat_tiles, row_tiles, tile_shape, visits
 
-# Two places at the start of every arena: zeros that nobody writes, and a place for what nobody reads.
-ZEROS, TRASH, RESERVED = 0, 256, 512
 REGISTERS = (8, 12, 16, 24)  # accumulators; the rest of 32 vector registers are for weights and operands
 HIDING = 8  # multiply-adds that have to be under way at a time to hide their latency
 UNROLLED_PIXELS = 16  # maps up to this size may be computed as if by a linear layer
@@ -42,9 +42,11 @@ def candidates(stencil: Stencil, examples: int) -> list[Candidate]:
     if not (single and height * width == 1 and not stencil.maximum):
         # pixels of one map fill narrow vectors better than wide ones, and some processors add them no slower
         for lanes in (widest, widest // 2) if single else (widest,):
-            shapes = {_tile_shape(stencil, examples, size, lanes): size for size in reversed(REGISTERS)}
+            shapes = {tile_shape(stencil, examples, size, lanes): size for size in reversed(REGISTERS)}
             for size in sorted(shapes.values()):
                 found.append(_tile_candidate(size, lanes))
+                if not single and blocks_pay(stencil, examples, size):
+                    found.append(_tile_candidate(size, lanes, blocked=True))
     small = height * width <= UNROLLED_PIXELS and stencil.pool == (1, 1) and not stencil.maximum
     if single and small:
         found.append(Candidate("slices", slices_step))
@@ -53,26 +55,9 @@ def candidates(stencil: Stencil, examples: int) -> list[Candidate]:
     return found
 
 
-def _tile_candidate(registers: int, lanes: int) -> Candidate:
-    return Candidate(f"tile {registers}x{lanes}", lambda *args: tile_step(*args, registers, lanes))
-
-
-def _tile_shape(stencil: Stencil, examples: int, registers: int, lanes: int) -> tuple[int, int]:
-    """Rows and columns of output pixels of a tile, or of vectors where lanes are pixels."""
-    (height, width), (ph, pw) = stencil.computed(), stencil.pool
-    if examples == 1:
-        width = -(-width // lanes)
-    budget = max(registers // max(1, examples // lanes), ph * pw)
-    columns = min(width, budget // ph)
-    columns = -(-width // -(-width // columns))  # as few tiles a row, as equal as they get
-    columns = min(width, -(-columns // pw) * pw) if examples > 1 else columns
-    rows = min(height, max(budget // columns // ph, 1) * ph)
-    return rows, columns
-
-
-def _covering(total: int, size: int) -> list[int]:
-    """Where tiles of `size` begin to cover `total`; the last one may overlap the one before."""
-    return [*range(0, total - size, size), total - size]
+def _tile_candidate(registers: int, lanes: int, *, blocked: bool = False) -> Candidate:
+    label = f"tile {registers}x{lanes}{' blocked' if blocked else ''}"
+    return Candidate(label, functools.partial(tile_step, registers=registers, lanes=lanes, blocked=blocked))
 
 
 def _operands(stencil: Stencil, places: Mapping[str, Place]) -> np.ndarray:
@@ -92,97 +77,25 @@ def _packed(weights: np.ndarray, places: np.ndarray) -> np.ndarray:
     return entries
 
 
-def _activation(stencil: Stencil) -> dict[str, float | None]:
-    return {"low": stencil.low, "high": stencil.high, "slope": stencil.slope}
-
-
 def _chains(stencil: Stencil, accumulators: int) -> int:
     """Chains, where a row has enough terms for them to matter."""
     terms = len(stencil.entries.row) / max(1, stencil.shape[0])
     return 1 if stencil.maximum or terms < 4 else max(1, min(4, HIDING // accumulators))
 
 
-@dataclass(frozen=True)
-class _Tiles:
-    """Tiles that cover a plane: where they are (source, destination: bytes), what one of them holds, and which pixel
-    every accumulator (of every lane, where lanes are pixels) is in every tile, -1 for none."""
-
-    places: np.ndarray
-    loads: list[int]
-    stores: list[tuple[int, tuple[int, ...]]]
-    pixels: np.ndarray
-
-    def masks(self) -> np.ndarray:
-        """Bit k set where lane k is a pixel, for every vector of every tile."""
-        return np.ascontiguousarray(((self.pixels >= 0) << np.arange(self.pixels.shape[2])).sum(2).astype(np.uint16))
-
-
-def _batch_tiles(stencil: Stencil, source: Geometry, target: Geometry, registers: int) -> _Tiles:
-    """Tiles of rows and columns of pixels, every pixel a few vectors of examples."""
-    (height, width), (ph, pw), (sy, sx) = stencil.computed(), stencil.pool, stencil.stride
-    rows, columns = _tile_shape(stencil, source.examples, registers, vector_lanes())
-    vectors, vector = source.examples // vector_lanes(), vector_lanes() * FLOAT_BYTES
-    accumulators = list(itertools.product(range(rows), range(columns), range(vectors)))
-    loads = [r * sy * source.pitch + c * sx * source.pixel + v * vector for r, c, v in accumulators]
-    windows: dict[int, list[int]] = {}
-    for k, (r, c, v) in enumerate(accumulators):
-        windows.setdefault(r // ph * target.pitch + c // pw * target.pixel + v * vector, []).append(k)
-    corners = list(itertools.product(_covering(height, rows), _covering(width, columns)))
-    places = [
-        (y * sy * source.pitch + x * sx * source.pixel, y // ph * target.pitch + x // pw * target.pixel)
-        for y, x in corners
-    ]
-    pixels = [[(y + r) * width + x + c for r, c, _ in accumulators] for y, x in corners]
-    stores = [(place, tuple(members)) for place, members in windows.items()]
-    return _Tiles(np.array(places, np.int64), loads, stores, np.array(pixels))
-
-
-def _row_tiles(stencil: Stencil, source: Geometry, target: Geometry, registers: int, lanes: int) -> _Tiles:
-    """Tiles of whole vectors of pixels of one row or several. A vector that reaches over the end of its row stores
-    zeros there; what they hit is stored later."""
-    (height, width), (sy, sx) = stencil.computed(), stencil.stride
-    rows, vectors = _tile_shape(stencil, 1, registers, lanes)
-    accumulators = list(itertools.product(range(rows), range(vectors)))
-    loads = [r * sy * source.pitch + v * lanes * sx * FLOAT_BYTES for r, v in accumulators]
-    stores = [(r * target.pitch + v * lanes * FLOAT_BYTES, (k,)) for k, (r, v) in enumerate(accumulators)]
-    corners = list(itertools.product(_covering(height, rows), _covering(-(-width // lanes), vectors)))
-    places = [
-        (y * sy * source.pitch + v * lanes * sx * FLOAT_BYTES, y * target.pitch + v * lanes * FLOAT_BYTES)
-        for y, v in corners
-    ]
-    y = np.array([[[y + r] for r, _ in accumulators] for y, _ in corners])
-    x = np.array([[[(v + k) * lanes] for _, k in accumulators] for _, v in corners]) + np.arange(lanes)
-    return _Tiles(np.array(places, np.int64), loads, stores, np.where(x < width, y * width + x, -1))
-
-
-def _flat_tiles(stencil: Stencil, geometry: Geometry, registers: int, lanes: int) -> _Tiles:
-    """Tiles of vectors that run on from row to row, halo included, where input and output lie alike."""
-    height, width = stencil.computed()
-    pitch = geometry.pitch // FLOAT_BYTES
-    vectors = -(-((height - 1) * pitch + width) // lanes)
-    size = -(-vectors // -(-vectors // registers))
-    starts = np.array(_covering(vectors, size))
-    offsets = [k * lanes * FLOAT_BYTES for k in range(size)]
-    position = (starts[:, None, None] + np.arange(size)[:, None]) * lanes + np.arange(lanes)
-    y, x = np.divmod(position, pitch)
-    return _Tiles(
-        np.repeat(starts[:, None] * lanes * FLOAT_BYTES, 2, axis=1).astype(np.int64),
-        offsets,
-        [(offset, (k,)) for k, offset in enumerate(offsets)],
-        np.where((y < height) & (x < width), y * width + x, -1),
-    )
-
-
-def tile_step(stencil: Stencil, places: Mapping[str, Place], out: Place, registers: int, lanes: int) -> Step:
-    """One pass over a row's weights for every tile of output pixels."""
+def tile_step(
+    stencil: Stencil, places: Mapping[str, Place], out: Place, *, registers: int, lanes: int, blocked: bool
+) -> Step:
+    """One pass over a row's weights for every tile of output pixels; if `blocked`, a visit of the row for every block
+    of inputs, which stay in the first-level cache while a group of rows goes over them."""
     source, target = places[stencil.inputs[0]].geometry, out.geometry
     single, channels, (height, width) = source.examples == 1, stencil.shape[0], stencil.computed()
     if not single:
-        tiles = _batch_tiles(stencil, source, target, registers)
+        tiles = batch_tiles(stencil, source, target, registers)
     elif stencil.stride == (1, 1) and source.pitch == target.pitch:
-        tiles = _flat_tiles(stencil, source, registers, lanes)
+        tiles = flat_tiles(stencil, source, registers, lanes)
     else:
-        tiles = _row_tiles(stencil, source, target, registers, lanes)
+        tiles = row_tiles(stencil, source, target, registers, lanes)
     bias = stencil.bias
     if bias.ndim > 1:
         flat = np.append(bias[:, :height, :width].reshape(channels, -1), np.zeros((channels, 1)), axis=1)
@@ -196,14 +109,20 @@ def tile_step(stencil: Stencil, places: Mapping[str, Place], out: Place, registe
         maximum=stencil.maximum,
         place_bias=stencil.bias.ndim > 1,
         masked=single,
-        **_activation(stencil),
+        blocked=blocked,
+        activation=stencil.activation,
     )
-    ends = np.cumsum(np.bincount(stencil.entries.row, minlength=channels))
-    rows = np.stack([ends, out.first + np.arange(channels) * target.plane], axis=1).astype(np.int32)
     entries = _packed(stencil.entries.weight, _operands(stencil, places))
+    place = out.first + np.arange(channels) * target.plane
+    if blocked:
+        partial_bytes = len(tiles.loads) * lanes * FLOAT_BYTES
+        order, visited, row = visits(stencil, block_of(stencil, source.examples, registers), partial_bytes)
+        entries, bias, rows = entries[order], bias[row], np.stack([visited[0], place[row], *visited[1:]], axis=1)
+    else:
+        rows = np.stack([np.cumsum(np.bincount(stencil.entries.row, minlength=channels)), place], axis=1)
     masks = tiles.masks() if single else np.zeros(1, np.uint16)
-    tables = [len(tiles.places), channels, tiles.places, rows, entries, np.ascontiguousarray(bias, np.float32), masks]
-    return Step(kernel, tables)
+    counts = [len(tiles.places), len(rows), tiles.places, rows.astype(np.int32)]
+    return Step(kernel, [*counts, entries, np.ascontiguousarray(bias, np.float32), masks])
 
 
 def _unrolled(stencil: Stencil, places: Mapping[str, Place], out: Place) -> "_Unrolled":
@@ -251,7 +170,7 @@ def unrolled_step(stencil: Stencil, places: Mapping[str, Place], out: Place) -> 
         tuple(offsets),
         tuple((offset, (k,)) for k, offset in enumerate(offsets)),
         chains=_chains(stencil, len(offsets)),
-        **_activation(stencil),
+        activation=stencil.activation,
     )
     rows = np.stack([np.cumsum(terms.counts), terms.place], axis=1).astype(np.int32)
     entries = _packed(terms.weight, terms.operand)
@@ -278,7 +197,7 @@ def slices_step(stencil: Stencil, places: Mapping[str, Place], out: Place) -> St
     weights[vector, lane], operands[vector, lane] = terms.weight, terms.operand
     bias, outputs = np.zeros(slices * lanes, np.float32), np.full(slices * lanes, TRASH, np.int32)
     bias[: len(order)], outputs[: len(order)] = terms.bias[order], terms.place[order]
-    return Step(Slices(lanes, **_activation(stencil)), [slices, ends, weights, operands, bias, outputs])
+    return Step(Slices(lanes, stencil.activation), [slices, ends, weights, operands, bias, outputs])
 
 
 def batch_copy_step(place: Place, used: np.ndarray, *, back: bool) -> Step:

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from llvmlite import ir
 
-from vdbench.sparse.codegen import FLOAT, FLOAT_BYTES, I64, Code
+from vdbench.sparse.code import FLOAT, FLOAT_BYTES, I64, Code
 from vdbench.sparse.jit import native_function, vector_lanes
 
 ACCUMULATORS = 16

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vdbench.sparse.codegen import FLOAT_BYTES, build_driver
+from vdbench.sparse.code import FLOAT_BYTES
+from vdbench.sparse.codegen import build_driver
 from vdbench.sparse.graph import Shape
 from vdbench.sparse.jit import compile_kernel, native_function, vector_lanes
 from vdbench.sparse.layout import Arena, Geometry, Place, geometries, maps
-from vdbench.sparse.lowering import RESERVED, Step, batch_copy_step, candidates, single_copy_step
+from vdbench.sparse.lowering import Step, batch_copy_step, candidates, single_copy_step
 from vdbench.sparse.stencil import Stencil
 
 ARENA = 0  # the first base address; those of the inputs and outputs follow
@@ -93,7 +94,7 @@ class Program:
         self.segment, self.choices = segment, choices
         self.examples = vectors * vector_lanes() if vectors else 1
         self.group_bytes = [self.examples * _bytes(segment, name) for name in (*segment.inputs, *segment.outputs)]
-        arena = Arena(RESERVED)
+        arena = Arena()
         stages = self._batch(arena, vectors, split) if vectors else self._single(arena)
         self.arena_bytes = arena.size
         self._kept: list[np.ndarray] = []  # native code knows their addresses

@@ -35,7 +35,7 @@ class NativeRun:
 
     def _bound(self, vectors: int) -> Bound:
         """This thread's program for so many vectors of examples, compiled on first use."""
-        mine: dict[int, Bound] = self._local.__dict__
+        mine: dict[int, Bound] = self._local.__dict__.setdefault("bounds", {})
         if vectors not in mine:
             with self._lock:
                 if vectors not in self._programs:
@@ -153,9 +153,9 @@ class Runner:
                 ops = [op for item in run for op in operations(item)]
                 ops = [_channels_last(op) for op in ops] if plan.channels_last else ops
                 self.stretches.append(TorchRun(network, ops, segment.inputs, segment.outputs))
-        only = self.stretches[0] if network.single and len(self.stretches) == 1 else None
-        simple = isinstance(only, NativeRun) and len(only.segment.inputs) == len(only.segment.outputs) == 1
-        self.one = OneExample(only, network.graph.output.shape) if simple else None
+        self.one: OneExample | None = None
+        if network.single and len(self.stretches) == 1 and isinstance(self.stretches[0], NativeRun):
+            self.one = OneExample(self.stretches[0], network.graph.output.shape)
 
     def __call__(self, batch: np.ndarray, pool: "Pool") -> np.ndarray:
         if self.one and (len(batch) == 1 or pool.threads == 1):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from vdbench.sparse.code import IDENTITY, Activation
 from vdbench.sparse.graph import (
     Add,
     Affine,
@@ -48,7 +49,7 @@ class Stencil:
     """One native operation: `ops` of the graph in one, from the values `inputs` to the value `output`.
 
     `shape` is that before pooling by `pool`, which takes the maximum of windows side by side. `bias` has one number a
-    channel, or (channels, height, width) of them. `low`, `high` and `slope` are the activation's.
+    channel, or (channels, height, width) of them.
     """
 
     ops: tuple[Op, ...]
@@ -58,9 +59,7 @@ class Stencil:
     bias: np.ndarray
     stride: Pair = (1, 1)
     maximum: bool = False
-    low: float | None = None
-    high: float | None = None
-    slope: float | None = None
+    activation: Activation = IDENTITY
     pool: Pair = (1, 1)
 
     def computed(self) -> tuple[int, int]:
@@ -92,8 +91,8 @@ class Stencil:
 def _entries(row, source, channel, y, x, weight) -> Entries:  # type: ignore[no-untyped-def]
     columns = [np.broadcast_to(column, np.shape(row)) for column in (row, source, channel, y, x, weight)]
     order = np.argsort(columns[0], kind="stable")
-    *positions, weights = (column[order] for column in columns)
-    return Entries(*(p.astype(np.int64) for p in positions), weights.astype(np.float32))
+    row, source, channel, y, x = (column[order].astype(np.int64) for column in columns[:5])
+    return Entries(row, source, channel, y, x, columns[5][order].astype(np.float32))
 
 
 def _linear(op: Linear, inputs: list[Shape]) -> Stencil:
@@ -152,10 +151,10 @@ _FROM |= dict.fromkeys((Affine, Clip, LeakyReLU, Add, Concat), _channelwise)  # 
 def _activated(stencil: Stencil, op: Op) -> Stencil:
     ops = stencil.ops if stencil.ops[-1] is op else (*stencil.ops, op)
     if isinstance(op, LeakyReLU):
-        return replace(stencil, ops=ops, slope=op.slope)
+        return replace(stencil, ops=ops, activation=Activation(slope=op.slope))
     if isinstance(op, Clip):
-        bounds = (None if np.isinf(bound) else bound for bound in (op.low, op.high))
-        return replace(stencil, ops=ops, **dict(zip(("low", "high"), bounds, strict=True)))
+        low, high = (None if np.isinf(bound) else bound for bound in (op.low, op.high))
+        return replace(stencil, ops=ops, activation=Activation(low, high))
     return stencil
 
 
@@ -201,11 +200,12 @@ def fuse(graph: Graph, *, pooling: bool) -> list[Stencil | Op]:
         made = stencil(op, graph)
         for name in made.inputs if made else ():
             before = fused.get(name)
-            joined = isinstance(before, Stencil) and readers[name] == 1 and _joined(before, made, name, pooling)
-            if joined:
-                made = joined
-                del fused[name]
-                break
+            if made and isinstance(before, Stencil) and readers[name] == 1:
+                joined = _joined(before, made, name, pooling)
+                if joined:
+                    made = joined
+                    del fused[name]
+                    break
         fused[op.name] = made or op
     return list(fused.values())
 
@@ -213,13 +213,13 @@ def fuse(graph: Graph, *, pooling: bool) -> list[Stencil | Op]:
 def _joined(before: Stencil, after: Stencil, value: str, pooling: bool) -> Stencil | None:
     """`before` with `after`, which alone reads its value, taken in; None where that is not the same."""
     op, ops = after.ops[0], (*before.ops, *after.ops)
-    active = any(x is not None for x in (before.low, before.high, before.slope))
+    active = before.activation != IDENTITY
     if isinstance(op, Clip | LeakyReLU) and not active:
         rises = not isinstance(op, LeakyReLU) or op.slope >= 0 or before.pool == (1, 1)
-        return replace(before, ops=ops, low=after.low, high=after.high, slope=after.slope) if rises else None
+        return replace(before, ops=ops, activation=after.activation) if rises else None
     if isinstance(op, MaxPool2d) and pooling and before.pool == (1, 1) and not before.maximum:
         plain = op.kernel == op.stride and op.padding == (0, 0) and op.dilation == (1, 1) and not op.ceil_mode
-        rises = before.slope is None or before.slope >= 0
+        rises = (before.activation.slope or 0) >= 0
         return replace(before, ops=ops, pool=op.kernel) if plain and rises and max(op.kernel) <= 3 else None
     if isinstance(op, Add) and not active and before.stride == before.pool == (1, 1) and not before.maximum:
         other = [name for name in after.inputs if name != value]

@@ -75,9 +75,10 @@ def load(path: Path) -> tuple[Graph, dict[str, Plan], str]:
         ops = []
         for content in meta["ops"]:
             kind = _KINDS[content.pop("kind")]
-            given = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
-            own = {f.name: arrays[f"{given['name']}/{f.name}"] for f in fields(kind) if f.name not in given}
-            ops.append(kind(**given, **{key: np.ascontiguousarray(array) for key, array in own.items()}))
+            given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
+            for name in {field.name for field in fields(kind)} - given.keys():
+                given[name] = np.ascontiguousarray(arrays[f"{given['name']}/{name}"])
+            ops.append(kind(**given))
         plans = {key: Plan.from_json(plan) for key, plan in meta["plans"].items()}
         return Graph(tuple(ops), dict(meta["removed"])), plans, str(meta["machine"])
     except (KeyError, TypeError, AttributeError) as error:
