@@ -59,7 +59,7 @@ class Building:
             out = op(*(torch.zeros(1, *i.shape) for i in inputs))
         except RuntimeError:  # a window larger than the image
             return
-        if out.numel():
+        if out.numel() and out.isfinite().all():  # a dilated window may lie in the padding alone: -inf
             self.ops.append(replace(op, shape=tuple(out.shape[1:])))
 
     def grid(self, *shape: int) -> np.ndarray:
