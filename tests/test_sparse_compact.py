@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -150,7 +151,7 @@ def size(graph: Graph) -> list[tuple]:
     return [(op.name, op.shape, op.weight_count) for op in graph.ops]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(networks(), st.integers(1, 3), st.integers(0, 2**32 - 1))
 def test_compacted_networks_compute_the_same(graph, examples, seed):
     batch = torch.from_numpy(np.random.default_rng(seed).integers(-4, 5, (examples, *graph.input.shape)) / 2).float()
@@ -257,10 +258,6 @@ def test_a_constant_behind_padding_becomes_a_map():
 @pytest.mark.parametrize(("padding", "bias", "expected"), [((0, 0, 0, 0), 1.0, 9), ((1, 1, 1, 1), 0.0, 0)])
 def test_a_bias_that_is_the_same_everywhere_is_no_map(padding, bias, expected):
     assert compact(convolutions(padding, bias))["second"].bias.tolist() == [expected]
-
-
-def flat(array: np.ndarray) -> np.ndarray:
-    return array.reshape(len(array), -1)
 
 
 def traced(net: nn.Module, *shape: int) -> tuple[Graph, Graph, torch.Tensor]:
@@ -394,3 +391,22 @@ def test_a_network_that_is_its_input():
     graph = Graph((Input(name="input", shape=(3,)),))
     batch = torch.randn(2, 3)
     assert torch.equal(compact(graph)(batch), batch)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize("model", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5"])
+def test_networks_of_torchvision(model, density):
+    torch.manual_seed(0)
+    net = torchvision.models.get_model(model, weights=None, num_classes=10).eval()
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            live = torch.rand_like(layer.weight) < density
+            live[torch.rand(len(live)) < 0.3] = False
+            with torch.no_grad():
+                layer.weight *= 2 * live / max(density, 0.01) ** 0.5
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.bias)
+    graph, compacted, _ = traced(net, 3, 32, 32)
+    before, after = (sum(op.weight_count for op in g.ops) for g in (graph, compacted))
+    assert after < 0.95 * before or before == 0
+    assert len(compacted.ops) < len(graph.ops)

@@ -295,7 +295,7 @@ def test_resnet18():
 
 @pytest.mark.slow
 def test_vgg16():
-    graph = checked(small(torchvision.models.vgg16), 3, 32, 32)
+    graph = checked(small(torchvision.models.vgg16, init_weights=False), 3, 32, 32)
     assert kinds(graph).count("Conv2d") == 13 and kinds(graph).count("TorchOp") == 1  # pooling 1x1 up to 7x7
 
 
@@ -365,7 +365,12 @@ class TwoInputs(nn.Module):
         (nn.BatchNorm1d(6, track_running_stats=False), "does not take 1 and 2|depends on the rest"),
         (Calls(lambda x: F.dropout(x)), "depends on the rest of the batch, or on chance"),
         (Calls(lambda x: x if x.sum() > 0 else -x), "torch.fx cannot follow Calls: symbolically traced variables"),
-        (Calls(lambda x: x * (2 if isinstance(x, torch.Tensor) else 3)), "do not compute what the model computes"),
+        (Calls(lambda x: x * (2 if isinstance(x, Tensor) else 3)), "do not compute what the model computes"),
+        (
+            Calls(lambda x: x if isinstance(x, Tensor) else x.view(7, 5)),
+            "the traced operations fail for 2 and 3 examples",
+        ),
+        (Calls(lambda x, w: x if isinstance(x, Tensor) else w, w=torch.ones(6)), "output does not depend on its input"),
         (Calls(lambda x: torch.ones(2, 3)[: x.shape[0]] * 1 if x.shape[1] == 6 else x), "torch.fx cannot follow"),
     ],
 )

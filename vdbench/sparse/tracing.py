@@ -186,7 +186,10 @@ class _Reading:
         self.values: dict[fx.Node, Op] = {}
         self.constants: dict[fx.Node, Any] = {}
         self.ops: list[Op] = []
-        self.of_two, self.of_three = (_propagate(nodes, modules, batch[:count]) for count in (2, 3))
+        try:
+            self.of_two, self.of_three = (_propagate(nodes, modules, batch[:count]) for count in (2, 3))
+        except Exception as error:
+            raise Untraceable(f"the traced operations fail for 2 and 3 examples: {_line(error)}") from error
         for node in nodes.nodes:
             if node.op != "output":
                 self.read(node)
