@@ -29,20 +29,30 @@ def fold_affine(graph: Graph) -> Graph:
     read it: not those that pad, whose zeros outside the image it does not reach. Others stay.
     """
     ops = {op.name: op for op in graph.ops}
-    for affine in (op for op in graph.ops if isinstance(op, Affine)):
-        now = Graph(tuple(ops.values()))
-        maker, readers = ops[affine.inputs[0]], now.consumers(affine.name)
-        if isinstance(maker, Layer) and len(now.consumers(maker.name)) == 1:
+    affines = {op.name: op for op in graph.ops if isinstance(op, Affine)}
+    for name, affine in affines.items():
+        maker = ops[ops[name].inputs[0]]
+        if isinstance(maker, Layer) and len(_readers(ops, maker.name)) == 1:
             ops[maker.name] = _scaled(maker, affine)
-        elif readers and all(isinstance(reader, Layer) and not _pads(reader) for reader in readers):
+            _bypass(ops, name)
+    for name, affine in reversed(affines.items()):
+        readers = _readers(ops, name)
+        if readers and all(isinstance(reader, Layer) and not _pads(reader) for reader in readers):
             ops |= {reader.name: _taking(reader, affine) for reader in readers if isinstance(reader, Layer)}
-        else:
-            continue
-        del ops[affine.name]
-        for reader in readers:
-            inputs = tuple(maker.name if name == affine.name else name for name in reader.inputs)
-            ops[reader.name] = replace(ops[reader.name], inputs=inputs)
+            _bypass(ops, name)
     return Graph(tuple(ops.values()), graph.removed)
+
+
+def _readers(ops: dict[str, Op], name: str) -> list[Op]:
+    return [op for op in ops.values() if name in op.inputs]
+
+
+def _bypass(ops: dict[str, Op], name: str) -> None:
+    """Take an operation out, so that what read it reads what it read."""
+    (before,) = ops.pop(name).inputs
+    for reader in _readers(ops, name):
+        inputs = tuple(before if source == name else source for source in reader.inputs)
+        ops[reader.name] = replace(reader, inputs=inputs)
 
 
 def fold_constants(graph: Graph) -> Graph:
@@ -83,6 +93,11 @@ def _by_group(layer: Layer) -> np.ndarray:
     groups = layer.groups if isinstance(layer, Conv2d) else 1
     outputs, inputs = layer.weight.shape[:2]
     return layer.weight.reshape(groups, outputs // groups, inputs, -1)
+
+
+def _dead(layer: Layer) -> Mask:
+    """Units whose weights are all zero."""
+    return np.all(layer.weight.reshape(len(layer.weight), -1) == 0, axis=1)
 
 
 def _pads(layer: Layer) -> bool:
@@ -136,7 +151,7 @@ def _back(op: Op, mask: Mask, widths: list[int]) -> list[Mask]:
     """Channels of the inputs, so many in each, that marked channels of a value are made of."""
     match op:
         case Flatten():
-            return [mask.reshape(widths[0], -1).any(1)]
+            return [np.any(mask.reshape(widths[0], -1), axis=1)]
         case Concat():
             return np.split(mask, np.cumsum(widths)[:-1])
         case _:
@@ -166,9 +181,8 @@ def _absorbed(layer: Layer, given: _Constants) -> tuple[Layer, _Constants]:
         weight = np.where(given.known.reshape(len(weight), 1, -1, 1), np.float32(0), weight)
         bias = _plus(layer.bias, _contribution(layer, given))
         layer = replace(layer, weight=weight.reshape(layer.weight.shape), bias=bias)
-    constant = ~layer.weight.reshape(len(layer.weight), -1).any(1)
     bias = layer.bias.reshape(*layer.bias.shape, *[1] * (len(layer.shape) - layer.bias.ndim))
-    return layer, _Constants.of(constant, torch.from_numpy(bias).double().expand(1, *layer.shape))
+    return layer, _Constants.of(_dead(layer), torch.from_numpy(bias).double().expand(1, *layer.shape))
 
 
 def _contribution(layer: Layer, given: _Constants) -> np.ndarray:
@@ -183,7 +197,7 @@ def _contribution(layer: Layer, given: _Constants) -> np.ndarray:
 
 def _carried(op: Op, given: list[_Constants]) -> _Constants:
     if isinstance(op, TorchOp) or not any(source.known.any() for source in given):
-        return _Constants(_marks(op, False), torch.zeros(()).expand(1, *op.shape))
+        return _Constants(_marks(op, False), torch.zeros((), dtype=torch.float64).expand(1, *op.shape))
     return _Constants.of(_through(op, [source.known for source in given]), op(*(source.plane for source in given)))
 
 
@@ -193,8 +207,8 @@ def _read(graph: Graph) -> dict[str, Mask]:
     for op in reversed(graph.ops):
         mask, inputs = read[op.name], [read[name] for name in op.inputs]
         if isinstance(op, Layer):
-            weight = _by_group(op).any(3)
-            masks = [(weight & mask.reshape(len(weight), -1, 1)).any(1).ravel()]
+            links = np.any(_by_group(op), axis=3)
+            masks = [(links & mask.reshape(len(links), -1, 1)).any(1).ravel()]
         elif isinstance(op, TorchOp):
             masks = [np.ones_like(channels) for channels in inputs]
         else:
@@ -222,10 +236,12 @@ def _kept(graph: Graph, read: dict[str, Mask]) -> dict[str, Mask]:
 
 def _tie(op: Op, mask: Mask, inputs: list[Mask]) -> None:
     """Mark, in place, what has to stay with what is marked."""
-    if isinstance(op, Conv2d) and op.groups > 1:
-        group = (mask.reshape(op.groups, -1).any(1) | inputs[0].reshape(op.groups, -1).any(1))[:, None]
-        mask.reshape(op.groups, -1)[:] |= group
-        inputs[0].reshape(op.groups, -1)[:] |= group
+    if isinstance(op, Conv2d):
+        both = [channels.reshape(op.groups, -1) for channels in (mask, inputs[0])]
+        group = np.any(np.concatenate(both, axis=1), axis=1, keepdims=True)
+        if group.sum() > 1:  # of groups all channels stay; a convolution down to one group is an ordinary one
+            for channels in both:
+                channels |= group
     elif not isinstance(op, Layer | TorchOp | Input):
         for channels, more in zip(inputs, _back(op, mask, [len(channels) for channels in inputs]), strict=True):
             channels |= more
@@ -242,10 +258,12 @@ def _sliced(op: Op, read: Mask, keep: dict[str, Mask]) -> Op:
         case Linear() | Conv2d():
             weight, bias = op.weight[kept], op.bias[kept]
             weight[~read[kept]] = bias[~read[kept]] = 0
-            if isinstance(op, Conv2d) and op.groups > 1:
-                op = replace(op, groups=len(weight) * op.groups // len(op.weight))
-            else:
-                weight = weight[:, keep[op.inputs[0]]]
+            inputs = keep[op.inputs[0]].reshape(len(_by_group(op)), -1)
+            groups = inputs.any(1)
+            if groups.sum() == 1:
+                weight = weight[:, inputs[groups][0]]
+            if isinstance(op, Conv2d):
+                op = replace(op, groups=int(groups.sum()))
             return replace(op, shape=shape, weight=np.ascontiguousarray(weight), bias=_narrow(bias))
         case Affine():
             return replace(op, shape=shape, scale=op.scale[kept], shift=op.shift[kept])
@@ -257,7 +275,7 @@ def _sliced(op: Op, read: Mask, keep: dict[str, Mask]) -> Op:
 
 def _told(before: Layer, after: Layer, kept: Mask) -> str:
     """What went from a layer, for people to read; nothing if nothing did."""
-    gone, dead = ~kept, ~before.weight.reshape(len(kept), -1).any(1)
+    gone, dead = ~kept, _dead(before)
     reasons = {"constant": int((gone & dead).sum()), "unread": int((gone & ~dead).sum())}
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
     reads = _by_group(after).any((1, 3))

@@ -33,15 +33,15 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
         ValueError: the example has no batch axis; the model is in training mode, not on the CPU, not float32 or holds
             NaN or infinity.
         Untraceable: torch.fx cannot follow the model, it takes or gives more than one tensor, its examples are not
-            independent of each other, or the graph does not compute what the model computes.
+            independent of each other, or the graph would not compute what the model computes.
     """
     _check(model, example)
     batch = torch.randn(3, *example.shape[1:], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = _expected(model, batch[:2])
+        _check_output(model, batch[:2])
         nodes, modules = _symbolic(model)
         graph = _Reading(nodes, modules, batch).graph(next(iter(reversed(nodes.nodes))).args[0])
-        verify(graph, expected, batch[:2])
+        verify(graph, model, batch[:2])
     return graph
 
 
@@ -64,25 +64,21 @@ def _line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _expected(model: nn.Module, batch: Tensor) -> Tensor:
-    """What the model makes of each example on its own."""
+def _check_output(model: nn.Module, batch: Tensor) -> None:
+    """Check that the model makes one result of every example."""
     try:
-        together, alone = model(batch.clone()), [model(example[None].clone()) for example in batch]
+        together, alone = model(batch.clone()), model(batch[:1].clone())
     except Exception as error:
-        raise Untraceable(
-            f"the model does not take batches of 1 and 2 examples of shape {tuple(batch.shape[1:])}: {_line(error)}"
-        ) from error
+        shape = tuple(batch.shape[1:])
+        raise Untraceable(f"the model does not take 1 and 2 examples of shape {shape}: {_line(error)}") from error
     if not isinstance(together, Tensor) or together.dtype != torch.float32:
         what = f"a tensor of {together.dtype}" if isinstance(together, Tensor) else f"a {type(together).__name__}"
         raise Untraceable(f"the model returns {what}, not one float32 tensor")
-    if together.dim() == 0 or len(together) != len(batch) or any(a.shape != (1, *together.shape[1:]) for a in alone):
+    shapes = tuple(together.shape), tuple(alone.shape)
+    if shapes != ((2, *shapes[0][1:]), (1, *shapes[0][1:])):
         raise Untraceable(
-            f"the shape of the model's output, {tuple(together.shape)} for a batch of {len(batch)} and "
-            f"{tuple(alone[0].shape)} for one example, is not one result an example"
+            f"the model's output, {shapes[0]} for 2 examples and {shapes[1]} for 1, is not one an example"
         )
-    if not _close(together, torch.cat(alone)):
-        raise Untraceable("the model's result for an example depends on the other examples of the batch, or on chance")
-    return torch.cat(alone)
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
@@ -91,12 +87,17 @@ def _close(found: Tensor, expected: Tensor) -> bool:
     return expected.numel() == 0 or bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 
-def verify(graph: Graph, expected: Tensor, batch: Tensor) -> None:
-    """Check a graph against what the model makes of a batch: a net under misread operations.
+def verify(graph: Graph, model: nn.Module, batch: Tensor) -> None:
+    """Check a graph against its model on a batch and on each of the examples: a net under misread operations.
 
     Raises:
-        Untraceable: they differ by more than 1e-4 of the largest output.
+        Untraceable: they differ by more than 1e-4 of the largest output, or the model's outputs do among themselves.
     """
+    expected = torch.cat([model(example[None].clone()) for example in batch])
+    if not expected.isfinite().all():
+        raise Untraceable("the model gives NaN or infinity for normally distributed examples")
+    if not _close(model(batch.clone()), expected):
+        raise Untraceable("the model's output for an example depends on the rest of the batch, or on chance")
     if not _close(graph(batch.clone()), expected):
         raise Untraceable("the traced operations do not compute what the model computes: one does more than it shows")
 
@@ -185,7 +186,10 @@ class _Reading:
         self.values: dict[fx.Node, Op] = {}
         self.constants: dict[fx.Node, Any] = {}
         self.ops: list[Op] = []
-        self.of_two, self.of_three = (_propagate(nodes, modules, batch[:count]) for count in (2, 3))
+        try:
+            self.of_two, self.of_three = (_propagate(nodes, modules, batch[:count]) for count in (2, 3))
+        except Exception as error:
+            raise Untraceable(f"the traced operations fail for 2 and 3 examples: {_line(error)}") from error
         for node in nodes.nodes:
             if node.op != "output":
                 self.read(node)

@@ -1,0 +1,412 @@
+"""Compaction: the same function from fewer and smaller operations."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from vdbench.sparse.compact import compact, drop_unread, fold_affine, fold_constants
+from vdbench.sparse.graph import (
+    Add,
+    Affine,
+    AvgPool2d,
+    Clip,
+    Concat,
+    Conv2d,
+    Flatten,
+    Graph,
+    Input,
+    LeakyReLU,
+    Linear,
+    MaxPool2d,
+    Op,
+    TorchOp,
+)
+from vdbench.sparse.tracing import trace
+
+
+def sparse_weight(rng: np.random.Generator, shape: tuple[int, ...], density: float) -> np.ndarray:
+    """Small multiples of a half, so that sums are exact; some rows and columns all zero, some rows sum to zero."""
+    weight = rng.integers(-2, 3, shape) * (rng.random(shape) < density) / 2
+    if rng.random() < 0.5:
+        halves = weight[0].reshape(-1)
+        halves[len(halves) // 2 :] = -halves[: len(halves) - len(halves) // 2][::-1]
+    weight[rng.random(shape[0]) < 0.3] = 0
+    weight[:, rng.random(shape[1]) < 0.3] = 0
+    return weight.astype(np.float32)
+
+
+class Building:
+    """Operations one after the other, each on the value before it, so that all of them count."""
+
+    def __init__(self, rng: np.random.Generator, density: float, shape: tuple[int, ...]) -> None:
+        self.rng, self.density = rng, density
+        self.ops: list[Op] = [Input(name="input", shape=shape)]
+
+    def add(self, kind: type[Op], *others: Op, **fields) -> None:
+        inputs = [self.ops[-1], *others]
+        op = kind(
+            name=f"{kind.__name__}{len(self.ops)}",
+            inputs=tuple(i.name for i in inputs),
+            shape=inputs[0].shape,
+            **fields,
+        )
+        try:
+            out = op(*(torch.zeros(1, *i.shape) for i in inputs))
+        except RuntimeError:  # a window larger than the image
+            return
+        if out.numel() and out.isfinite().all():  # a dilated window may lie in the padding alone: -inf
+            self.ops.append(replace(op, shape=tuple(out.shape[1:])))
+
+    def grid(self, *shape: int) -> np.ndarray:
+        return (self.rng.integers(-3, 4, shape) / 2).astype(np.float32)
+
+    def pick(self, *numbers):
+        return numbers[self.rng.integers(len(numbers))]
+
+    def pairs(self, *numbers: int) -> tuple[int, int]:
+        return self.pick(*numbers), self.pick(*numbers)
+
+    def layer(self) -> None:
+        channels, *image = self.ops[-1].shape
+        units = int(self.rng.integers(1, 7))
+        if not image:
+            return self.add(
+                Linear, weight=sparse_weight(self.rng, (units, channels), self.density), bias=self.grid(units)
+            )
+        groups = self.pick(*(g for g in range(1, channels + 1) if channels % g == 0))
+        units = groups * int(self.rng.integers(1, 4))
+        shape = (units, channels // groups, *self.pairs(1, 2, 3))
+        self.add(
+            Conv2d,
+            weight=sparse_weight(self.rng, shape, self.density),
+            bias=self.grid(units),
+            stride=self.pairs(1, 1, 2),
+            padding=self.pick((0, 0, 0, 0), (1, 1, 1, 1), (0, 1, 2, 0)),
+            dilation=self.pairs(1, 1, 2),
+            groups=groups,
+        )
+
+    def affine(self) -> None:
+        channels = self.ops[-1].shape[0]
+        self.add(Affine, scale=2 ** self.grid(channels).round(), shift=self.grid(channels))
+
+    def activation(self) -> None:
+        self.pick(
+            lambda: self.add(Clip),
+            lambda: self.add(Clip, low=float(self.pick(-1, 0.5)), high=6.0),
+            lambda: self.add(LeakyReLU, slope=0.25),
+        )()
+
+    def pool(self) -> None:
+        kernel = self.pairs(1, 2, 3)
+        padding = (kernel[0] // 2, kernel[1] // 2) if self.pick(0, 1) else (0, 0)
+        fields = {"kernel": kernel, "stride": self.pairs(1, 2), "padding": padding, "ceil_mode": bool(self.pick(0, 1))}
+        if len(self.ops[-1].shape) == 3:
+            if self.pick(0, 1):
+                self.add(MaxPool2d, **fields, dilation=self.pairs(1, 1, 2))
+            else:
+                self.add(AvgPool2d, **fields, count_include_pad=bool(self.pick(0, 1)), divisor=self.pick(None, 3))
+
+    def flatten(self) -> None:
+        if len(self.ops[-1].shape) == 3:
+            self.add(Flatten)
+
+    def residual(self) -> None:
+        if others := [op for op in self.ops if op.shape == self.ops[-1].shape]:
+            self.add(Add, self.pick(*others))
+
+    def concat(self) -> None:
+        if others := [op for op in self.ops if op.shape[1:] == self.ops[-1].shape[1:]]:
+            self.add(Concat, self.pick(*others))
+
+    def opaque(self) -> None:
+        self.add(TorchOp, function=torch.tanh)
+
+
+STEPS = ["layer"] * 5 + ["activation"] * 3 + ["affine", "pool", "flatten", "residual", "concat", "opaque"]
+
+
+@st.composite
+def networks(draw) -> Graph:
+    shape = draw(st.sampled_from([(3,), (7,), (1, 1, 1), (2, 5, 4), (4, 7, 7), (3, 1, 6)]))
+    density = draw(st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0]))
+    building = Building(np.random.default_rng(draw(st.integers(0, 2**32 - 1))), density, shape)
+    for step in draw(st.lists(st.sampled_from(STEPS), min_size=1, max_size=12)):
+        getattr(building, step)()
+    return Graph(tuple(building.ops))
+
+
+def assert_same(compacted: Graph, graph: Graph, batch: torch.Tensor) -> None:
+    expected = graph(batch)
+    torch.testing.assert_close(compacted(batch), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def size(graph: Graph) -> list[tuple]:
+    return [(op.name, op.shape, op.weight_count) for op in graph.ops]
+
+
+@settings(max_examples=200, deadline=None)
+@given(networks(), st.integers(1, 3), st.integers(0, 2**32 - 1))
+def test_compacted_networks_compute_the_same(graph, examples, seed):
+    batch = torch.from_numpy(np.random.default_rng(seed).integers(-4, 5, (examples, *graph.input.shape)) / 2).float()
+    before = [op.weight.copy() for op in graph.ops if isinstance(op, Linear | Conv2d)]
+    compacted = compact(graph)
+    assert_same(compacted, graph, batch)
+    for one_pass in (fold_affine, fold_constants, drop_unread):
+        assert_same(one_pass(graph), graph, batch)
+    assert (compacted.input, compacted.output.shape) == (graph.input, graph.output.shape)
+    assert sum(op.weight_count for op in compacted.ops) <= sum(op.weight_count for op in graph.ops)
+    assert size(compact(compacted)) == size(compacted)
+    after = [op.weight for op in graph.ops if isinstance(op, Linear | Conv2d)]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    for op in compacted.ops:
+        if isinstance(op, Linear | Conv2d):
+            for array in (op.weight, op.bias):
+                assert array.dtype == np.float32 and array.flags.c_contiguous
+
+
+def linear(name: str, source: str, weight, bias) -> Linear:
+    weight = np.array(weight, np.float32)
+    return Linear(name=name, inputs=(source,), shape=(len(weight),), weight=weight, bias=np.array(bias, np.float32))
+
+
+def relu(name: str, source: Op) -> Clip:
+    return Clip(name=name, inputs=(source.name,), shape=source.shape)
+
+
+def perceptron(first, first_bias, second, second_bias) -> Graph:
+    hidden = linear("first", "input", first, first_bias)
+    ops = Input(name="input", shape=(hidden.weight.shape[1],)), hidden, relu("relu", hidden)
+    return Graph((*ops, linear("second", "relu", second, second_bias)))
+
+
+def test_constant_and_unread_units_go():
+    graph = perceptron(
+        [[1, 0, 2], [0, 0, 0], [0, 0, 0], [3, 0, 0]], [0, 5, -5, 1], [[1, 2, 3, 0], [0, -1, 1, 0]], [0.5, 0]
+    )
+    compacted = compact(graph)
+    first, second = compacted["first"], compacted["second"]
+    assert first.weight.tolist() == [[1, 0, 2]] and second.weight.tolist() == [[1], [0]]
+    assert second.bias.tolist() == [0.5 + 2 * 5, -5]
+    assert compacted["relu"].shape == (1,)
+    assert compacted.removed == {"first": "3 of 4 units (2 constant, 1 unread), 1 of 3 inputs unread"}
+    assert_same(compacted, graph, torch.randn(5, 3))
+
+
+def test_constants_and_unread_units_are_followed_through_several_layers():
+    """Of the second layer one unit reads constants alone, the other is not read, and so nobody reads the first."""
+    first = linear("1", "input", [[0, 0], [1, 1], [1, 2]], [2, 0, 0])
+    second = linear("2", "1", [[3, 0, 0], [0, 1, 1]], [1, 1])
+    graph = Graph((Input(name="input", shape=(2,)), first, second, linear("3", "2", [[2, 0], [1, 0]], [0, 1])))
+    compacted = compact(graph)
+    assert compacted["3"].bias.tolist() == [14, 8]
+    assert [op.weight_count for op in compacted.ops] == [0, 0, 0, 0]
+    assert [op.shape for op in compacted.ops] == [(2,), (1,), (1,), (2,)]  # no value is empty
+    assert compacted.removed["1"] == "2 of 3 units (2 unread), 2 of 2 inputs unread"
+    assert_same(compacted, graph, torch.randn(5, 2))
+
+
+def test_weights_that_sum_to_zero_are_no_zeros():
+    graph = perceptron([[1, -1], [0, 0]], [0, 0], [[1, 1], [-1, 1]], [0, 0])
+    compacted = compact(graph)
+    assert compacted["first"].weight.tolist() == [[1, -1]] and compacted["second"].weight.tolist() == [[1], [-1]]
+
+
+def test_a_network_with_nothing_to_remove_stays_as_it_is():
+    graph = perceptron([[1, 2], [3, 4]], [1, 1], [[1, 2]], [0])
+    compacted = compact(graph)
+    assert size(compacted) == size(graph) and compacted.removed == {}
+
+
+def convolutions(padding: tuple[int, int, int, int], bias: float = 1.0) -> Graph:
+    """A 1x1 convolution to two channels, one of them constant, and a 3x3 convolution that sums all."""
+    ones = np.ones((1, 2, 3, 3), np.float32)
+    first = np.array([1, 0], np.float32).reshape(2, 1, 1, 1)
+    side = 4 + padding[0] + padding[1] - 2
+    return Graph(
+        (
+            Input(name="input", shape=(1, 4, 4)),
+            Conv2d(
+                name="first", inputs=("input",), shape=(2, 4, 4), weight=first, bias=np.array([0, bias], np.float32)
+            ),
+            Conv2d(
+                name="second",
+                inputs=("first",),
+                shape=(1, side, side),
+                weight=ones,
+                bias=np.zeros(1, np.float32),
+                padding=padding,
+            ),
+        )
+    )
+
+
+def test_a_constant_behind_padding_becomes_a_map():
+    graph = convolutions((1, 1, 1, 1))
+    compacted = compact(graph)
+    assert compacted["second"].weight.shape == (1, 1, 3, 3)
+    assert compacted["second"].bias[0].tolist() == [[4, 6, 6, 4], [6, 9, 9, 6], [6, 9, 9, 6], [4, 6, 6, 4]]
+    assert_same(compacted, graph, torch.randn(2, 1, 4, 4))
+
+
+@pytest.mark.parametrize(("padding", "bias", "expected"), [((0, 0, 0, 0), 1.0, 9), ((1, 1, 1, 1), 0.0, 0)])
+def test_a_bias_that_is_the_same_everywhere_is_no_map(padding, bias, expected):
+    assert compact(convolutions(padding, bias))["second"].bias.tolist() == [expected]
+
+
+def traced(net: nn.Module, *shape: int) -> tuple[Graph, Graph, torch.Tensor]:
+    batch = torch.randn(4, *shape)
+    graph = trace(net.eval(), batch)
+    compacted = compact(graph)
+    assert_same(compacted, graph, batch)
+    return graph, compacted, batch
+
+
+def zero(parameter: torch.Tensor, index) -> None:
+    with torch.no_grad():
+        parameter[index] = 0
+
+
+def test_a_channel_is_many_columns_after_flatten():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(27, 4))
+    zero(net[0].weight, 1)
+    zero(net[3].weight, (slice(None), slice(18, 27)))
+    zero(net[3].weight, (slice(None), slice(3, 6)))
+    _, compacted, _ = traced(net, 1, 4, 4)
+    assert compacted["0"].weight.shape == (1, 1, 2, 2) and compacted["3"].weight.shape == (4, 9)
+    assert compacted.removed["0"] == "2 of 3 units (1 constant, 1 unread)"
+    assert compacted.removed["3"] == "3 of 9 inputs unread"
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.a(x)
+        return self.c(a + self.b(a))
+
+
+def test_a_sum_loses_units_where_both_of_its_parts_do():
+    net = Residual()
+    zero(net.c.weight, (slice(None), [0, 1]))
+    zero(net.b.weight, (slice(None), 0))  # nobody reads a's unit 0, but b reads its unit 1
+    _, compacted, _ = traced(net, 3)
+    assert compacted["a"].weight.shape == (3, 3) and compacted["b"].weight.shape == (3, 3)
+    assert not compacted["b"].weight[0].any()  # kept for its place only
+
+
+def test_a_concatenation_loses_units_of_each_part():
+    class Parts(Residual):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            a = self.a(x)
+            return self.wide(torch.cat([a, self.b(a)], dim=1))
+
+    net = Parts()
+    net.wide = nn.Linear(8, 2)
+    zero(net.wide.weight, (slice(None), [1, 4, 5]))
+    zero(net.b.weight, (slice(None), 1))
+    _, compacted, _ = traced(net, 3)
+    assert [compacted[name].shape for name in ("a", "b", "cat")] == [(3,), (2,), (5,)]
+
+
+def test_groups_go_as_a_whole():
+    net = nn.Sequential(nn.Conv2d(2, 6, 1), nn.Conv2d(6, 6, 3, groups=3, padding=1), nn.Conv2d(6, 2, 1))
+    zero(net[2].weight, (slice(None), [0, 1, 2]))
+    _, compacted, _ = traced(net, 2, 5, 5)
+    assert compacted["1"].groups == 2 and compacted["1"].weight.shape == (4, 2, 3, 3)
+    assert not compacted["1"].weight[0].any()  # its group has another that is read
+    assert compacted["0"].shape == (4, 5, 5)
+
+
+def test_depthwise_channels_go_one_by_one():
+    net = nn.Sequential(nn.Conv2d(2, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 2, 1))
+    zero(net[1].weight, [0, 3])
+    _, compacted, _ = traced(net, 2, 5, 5)
+    assert compacted["1"].groups == 4 and compacted["0"].shape == (4, 5, 5) and compacted["2"].bias.shape == (2,)
+
+
+def test_normalisations_go_into_the_layer_before_them():
+    net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU())
+    net.train()(3 * torch.randn(8, 2, 5, 5) + 1)
+    _, compacted, _ = traced(net, 2, 5, 5)
+    assert [type(op) for op in compacted.ops] == [Input, Conv2d, Clip] and compacted.ops[1].name == "0"
+    traced(net[:2], 2, 5, 5)  # the normalisation may be the output
+
+
+@pytest.mark.parametrize(("reader", "stays"), [(nn.Conv2d(2, 3, 3), False), (nn.Conv2d(2, 3, 3, padding=1), True)])
+def test_normalisations_without_a_layer_before_them_go_into_the_next_if_it_does_not_pad(reader, stays):
+    net = nn.Sequential(nn.BatchNorm2d(2), reader)
+    net.train()(3 * torch.randn(8, 2, 5, 5) + 1)
+    _, compacted, _ = traced(net, 2, 5, 5)
+    assert any(isinstance(op, Affine) for op in compacted.ops) == stays
+
+
+def test_a_layer_that_others_read_does_not_take_a_normalisation():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.layer(x)
+            return x + self.norm(x)
+
+    net = Twice()
+    net.train()(torch.randn(8, 3))
+    graph, compacted, _ = traced(net, 3)
+    assert size(compacted) == size(graph)
+
+
+def test_other_operations_see_all_of_their_inputs():
+    net = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
+    zero(net[0].weight, 1)
+    zero(net[2].weight, (slice(None), 2))
+    _, compacted, _ = traced(net, 3)
+    assert compacted["0"].shape == (4,) and compacted["1"].shape == (4,)
+    assert not compacted["0"].weight[[1]].any()
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 6, 6)])
+def test_networks_without_any_weight_left(shape):
+    layers = [nn.Linear(3, 5)] if len(shape) == 1 else [nn.Conv2d(2, 5, 3, padding=1), nn.MaxPool2d(6), nn.Flatten()]
+    net = nn.Sequential(*layers, nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
+    for layer in net:
+        if hasattr(layer, "weight"):
+            zero(layer.weight, slice(None))
+    _, compacted, batch = traced(net, *shape)
+    assert sum(op.weight_count for op in compacted.ops) == 0
+    assert torch.equal(compacted(batch), net[-1].bias.detach().expand(4, 2))
+
+
+def test_a_network_that_is_its_input():
+    graph = Graph((Input(name="input", shape=(3,)),))
+    batch = torch.randn(2, 3)
+    assert torch.equal(compact(graph)(batch), batch)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize("model", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5"])
+def test_networks_of_torchvision(model, density):
+    torch.manual_seed(0)
+    net = torchvision.models.get_model(model, weights=None, num_classes=10).eval()
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            live = torch.rand_like(layer.weight) < density
+            live[torch.rand(len(live)) < 0.3] = False
+            with torch.no_grad():
+                layer.weight *= 2 * live / max(density, 0.01) ** 0.5
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.bias)
+    graph, compacted, _ = traced(net, 3, 32, 32)
+    before, after = (sum(op.weight_count for op in g.ops) for g in (graph, compacted))
+    assert after < 0.95 * before or before == 0
+    assert len(compacted.ops) < len(graph.ops)
