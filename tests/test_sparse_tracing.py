@@ -182,6 +182,11 @@ def test_calls_whose_result_is_not_used_leave_no_operation():
     assert kinds(checked(Calls(lambda x: (x.exp(), x.relu())[1]), *VECTOR)) == ["Clip"]
 
 
+def test_numbers_that_depend_on_the_data_are_computed_anew():
+    graph = checked(Calls(lambda x: x + (x.max() > 50).item()), *VECTOR)
+    assert torch.equal(graph(torch.full((1, 6), 99.0)), torch.full((1, 6), 100.0))
+
+
 def test_variational_layers_are_masked():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(4, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5, bias=False))

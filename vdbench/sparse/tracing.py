@@ -118,6 +118,8 @@ def _symbolic(model: nn.Module) -> tuple[fx.Graph, Modules]:
 
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
+_QUERIES = (getattr, "size", "dim", "ndimension", "numel")
+
 
 def _in_place(node: fx.Node, modules: Modules) -> bool:
     """Whether a call overwrites its first argument."""
@@ -185,6 +187,7 @@ class _Reading:
         self.copies: Modules = {}
         self.values: dict[fx.Node, Op] = {}
         self.constants: dict[fx.Node, Any] = {}
+        self.sizes: set[fx.Node] = set()  # what depends on the input through its shape alone
         self.ops: list[Op] = []
         try:
             self.of_two, self.of_three = (_propagate(nodes, modules, batch[:count]) for count in (2, 3))
@@ -208,10 +211,13 @@ class _Reading:
                 self.values |= {other: value for other, op in self.values.items() if op is before}
 
     def is_constant(self, node: fx.Node) -> bool:
-        two, three = self.of_two[node], self.of_three[node]
-        if isinstance(two, int | float | torch.Size | torch.dtype | torch.device):
-            return two == three
-        return all(source in self.constants for source in node.all_input_nodes)
+        """Whether it is the same for all batches: known from constants, or from shapes other than the batch's size."""
+        two, three, sources = self.of_two[node], self.of_three[node], node.all_input_nodes
+        if not isinstance(two, Tensor) and (node.target in _QUERIES or self.sizes.issuperset(sources)):
+            self.sizes.add(node)
+            if isinstance(two, int | float | torch.Size | torch.dtype | torch.device):
+                return two == three
+        return all(source in self.constants for source in sources)
 
     def operation(self, node: fx.Node, shape: Shape) -> Op:
         place = Place(self.new_name(node), shape, self.ops)
