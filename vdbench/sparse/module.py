@@ -28,6 +28,7 @@ class SparseModule(nn.Module):
         self.model, self.threads = model, threads
         self.nets: dict[tuple[int, ...], CompiledNet] = {}
         self._whole = True
+        self.training = False
 
     @torch.no_grad()
     def forward(self, *inputs: Any, **named: Any) -> Any:

@@ -19,7 +19,7 @@ def describe(graph: Graph, plans: dict[str, Plan]) -> str:
         plan = plans[key]
         rows = list(_rows(graph, plan))
         headers = ["layer", "output", "nonzero", "density", "runs as", "µs", "of limit", "every way, µs"]
-        whole = ", ".join(f"{name} {_us(seconds, plan)}" for name, seconds in plan.ways.items())
+        whole = _times(plan.ways, plan)
         parts.append(
             f"{title}: {_us(plan.seconds, plan)} µs an example, measured for {plan.examples} ({whole})\n"
             + tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True, maxcolwidths=[None] * 7 + [60])
@@ -45,7 +45,7 @@ def _rows(graph: Graph, plan: Plan) -> Iterator[list[str]]:
             way,
             _us(seconds, plan),
             f"{100 * flops / peak / seconds:.0f} %" if flops else "",
-            ", ".join(f"{name} {_us(s, plan)}" for name, s in sorted(made.seconds.items(), key=lambda pair: pair[1])),
+            _times(made.seconds, plan),
         ]
 
 
@@ -55,6 +55,11 @@ def chosen(item: Item) -> tuple[float, str]:
         return item.seconds[PYTORCH], PYTORCH
     way = f"{item.chosen} late" if item.late else item.chosen
     return item.seconds.get(way, float(np.nan)), way
+
+
+def _times(ways: dict[str, float], plan: Plan) -> str:
+    """Fastest first."""
+    return ", ".join(f"{way} {_us(seconds, plan)}" for way, seconds in sorted(ways.items(), key=lambda pair: pair[1]))
 
 
 def _us(seconds: float, plan: Plan) -> str:
