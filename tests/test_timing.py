@@ -39,6 +39,14 @@ def pruned(tmp_path):
     return path
 
 
+def built(name: str, net: torch.nn.Module, images: np.ndarray = IMAGES, threads: int = 1) -> backends.Run:
+    """A backend's function; the test is skipped where it is not installed or there is nothing in the net for it."""
+    try:
+        return BACKENDS[name](net, images, threads)
+    except BackendMissing as reason:
+        pytest.skip(str(reason))
+
+
 def spec(**changes):
     settings = {"batch_sizes": [1, 3], "threads": [1], "rounds": 2, "min_sample_s": 1e-6}
     return tiny.spec("dense").model_copy(update={"timing": Timing.model_validate(settings | changes)})
@@ -54,11 +62,8 @@ def time(pruned, tmp_path, **changes):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", BACKENDS)
 def test_backends_compute_the_same_logits(name, model):
-    if name == "onnxruntime":
-        pytest.importorskip("onnxruntime")
-        pytest.importorskip("onnx")
     net = sparse_net(model)
-    run = BACKENDS[name](net, 1)
+    run = built(name, net)
     with torch.no_grad():
         expected = net(torch.from_numpy(IMAGES)).numpy()
     for images, logits in ((IMAGES, expected), (IMAGES[:1], expected[:1])):  # a net takes any batch size
@@ -67,25 +72,19 @@ def test_backends_compute_the_same_logits(name, model):
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_backends_compute_with_an_emptied_layer(name):
-    if name == "onnxruntime":
-        pytest.importorskip("onnxruntime")
-        pytest.importorskip("onnx")
     net = sparse_net("lenet300100")
     torch.nn.init.zeros_(net.get_submodule("fc2").weight)
     with torch.no_grad():
         expected = net(torch.from_numpy(IMAGES)).numpy()
-    np.testing.assert_allclose(BACKENDS[name](net, 1)(IMAGES), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(built(name, net)(IMAGES), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_backends_leave_the_net_as_it_was(name):
-    if name == "onnxruntime":
-        pytest.importorskip("onnxruntime")
-        pytest.importorskip("onnx")
     net = sparse_net("lenet5")
     kinds = [type(module) for module in net.modules()]
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    BACKENDS[name](net, 1)(IMAGES)
+    built(name, net)(IMAGES)
     assert [type(module) for module in net.modules()] == kinds
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
@@ -96,7 +95,7 @@ def test_backend_that_is_not_installed_says_how_to_install_it(package, monkeypat
     if package == "onnx":
         pytest.importorskip("onnxruntime")
     with pytest.raises(BackendMissing, match=f"{package} is not installed: pip install"):
-        backends.onnxruntime(sparse_net("lenet300100"), 1)
+        backends.onnxruntime(sparse_net("lenet300100"), IMAGES, 1)
 
 
 # --- fair turns
@@ -155,7 +154,7 @@ def test_outputs_that_are_no_numbers_are_refused():
 
 
 def break_a_backend(monkeypatch):
-    monkeypatch.setitem(BACKENDS, "scipy_csr", lambda model, threads: lambda images: np.ones((len(images), 10)))
+    monkeypatch.setitem(BACKENDS, "scipy_csr", lambda model, example, threads: lambda images: np.ones((len(images), 10)))
 
 
 def test_broken_backend_leaves_no_record(pruned, tmp_path, monkeypatch):
@@ -182,10 +181,10 @@ def test_record_has_every_contender_at_every_setting(pruned, tmp_path):
 def test_backends_run_with_the_threads_they_are_recorded_with(pruned, tmp_path, monkeypatch):
     seen = []
 
-    def spy(model, threads):
+    def spy(model, example, threads):
         def run(images):
             seen.append((threads, torch.get_num_threads()))
-            return BACKENDS["torch_dense"](model, threads)(images)
+            return BACKENDS["torch_dense"](model, example, threads)(images)
 
         return run
 

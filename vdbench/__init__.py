@@ -16,6 +16,7 @@ _HOME = {
     "forward_with_kl": "variational",
     "sparsity": "metrics",
     "to_cpu_sparse": "sparse",
+    "compile_sparse": "sparse.compile",
     "load": "shipping",
 }
 
