@@ -167,7 +167,9 @@ def all_records(suite: Suite, **changes: Any) -> list[Record]:
     made = [record(suite, *run, stage=stage, **changes) for stage in ("train", "prune") for run in suite.runs()]
     made += [record(suite, *run, stage="time", **changes) for run in suite.timed_runs()]
     return made + [
-        untrained_record(suite, name, method, **changes) for name, case in suite.cases().items() for method in case.nets()
+        untrained_record(suite, name, method, **changes)
+        for name, case in suite.cases().items()
+        for method in case.nets()
     ]
 
 

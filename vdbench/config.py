@@ -314,7 +314,7 @@ def parse_spec(text: str) -> RunSpec:
 
 def parse_case(text: str) -> CaseSpec:
     """The untrained net that a job was asked to time. Raises SuiteError."""
-    return _parse(text, CaseSpec, "--spec, of a net that is not trained")
+    return _parse(text, CaseSpec, "--spec, without --pruned")
 
 
 def _parse(text: str, kind: type[Spec], where: str) -> Spec:

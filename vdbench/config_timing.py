@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Backend = Literal[
-    "vdbench",
     "torch_dense",
     "torch_channels_last",
     "onnxruntime",
@@ -18,6 +17,7 @@ Backend = Literal[
     "torch_csr",
     "sparse_dot_mkl",
     "im2col_scipy",
+    "vdbench",
 ]
 DENSE_BACKENDS: tuple[Backend, ...] = ("torch_dense", "torch_channels_last", "onnxruntime", "openvino", "mnn_dense")
 NetName = Literal["lenet300100", "lenet5", "vgglike"]

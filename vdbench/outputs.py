@@ -13,7 +13,6 @@ METHODS = {
     "random": "random pruning",
 }
 BACKENDS: dict[Backend, str] = {
-    "vdbench": "vdbench",
     "torch_dense": "torch, dense",
     "torch_channels_last": "torch, channels last",
     "onnxruntime": "onnxruntime, dense",
@@ -26,6 +25,7 @@ BACKENDS: dict[Backend, str] = {
     "torch_csr": "torch CSR",
     "sparse_dot_mkl": "MKL CSR",
     "im2col_scipy": "im2col, SciPy CSR",
+    "vdbench": "vdbench",
 }
 TABLES = {"table1": "Table 1: error and compression", "speedup": "measured speedup", "runs": "every run"}
 FIGURES = {

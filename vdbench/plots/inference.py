@@ -46,7 +46,7 @@ def time_per_image(net: Timed) -> Figure:
     for axis in axes[-1]:
         axis.set_xlabel("Time an image (µs)")
         low, high = axis.get_xlim()
-        axis.set_xlim(low / (high / low) ** 0.05, high * (high / low) ** 0.4)  # room for the labels of the slowest
+        axis.set_xlim(low / (high / low) ** 0.05, high * (high / low) ** 0.6)  # room for the labels of the slowest
     kinds = {_kind(item.timing.backend) for _, item in found}
     handles = [
         Line2D([], [], color=colour, marker=marker, linestyle="", label=label)

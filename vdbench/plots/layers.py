@@ -19,6 +19,7 @@ _COLUMNS = 4
 # Operand of a multiply-add, by the key of the record's limits: bytes a flop is 4 / 2, one float for two operations.
 _CEILINGS = {"fma": "registers", "load_l1": "L1", "load_l2": "L2", "load_l3": "L3"}
 _BYTES_A_FLOP = 2.0
+_PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
 
 
 def _density(record: Record) -> float:
@@ -149,13 +150,14 @@ def _ceilings(axis: Axes, limits: dict[str, float], low: float, high: float) -> 
         if key in limits:
             axis.hlines(limits[key], left, right, color="#606060", lw=1, zorder=0)
             label = f"operand from {place}: {limits[key]:.0f} GFLOP/s"
-            axis.annotate(label, (left, limits[key]), xytext=(2, 2), textcoords="offset points", fontsize="x-small")
+            beside = {"xytext": (2, 2), "textcoords": "offset points", "fontsize": "x-small", "bbox": _PAPER}
+            axis.annotate(label, (left, limits[key]), **beside)
     if "load_l3" in limits:
         slope = _BYTES_A_FLOP * limits["load_l3"]
         x = np.array([left, min(right, max(limits.values()) / slope)])
         axis.plot(x, slope * x, color="#606060", lw=1, linestyle=":", zorder=0)
         middle = float(np.sqrt(x[0] * x[1]))
-        beside = {"xytext": (6, -6), "textcoords": "offset points", "fontsize": "x-small", "va": "top"}
+        beside = {"xytext": (6, -6), "textcoords": "offset points", "fontsize": "x-small", "va": "top", "bbox": _PAPER}
         axis.annotate(f"all from L3: {slope:.0f} GB/s", (middle, slope * middle), **beside)
     axis.set_xlim(left, right)
 

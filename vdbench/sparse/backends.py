@@ -24,7 +24,6 @@ def vdbench(model: nn.Module, example: np.ndarray, threads: int) -> Run:
 
 
 BACKENDS: dict[Backend, Build] = {
-    "vdbench": vdbench,
     "torch_dense": torch_dense,
     "torch_channels_last": torch_channels_last,
     "onnxruntime": onnxruntime,
@@ -37,4 +36,5 @@ BACKENDS: dict[Backend, Build] = {
     "torch_csr": torch_csr,
     "sparse_dot_mkl": sparse_dot_mkl,
     "im2col_scipy": im2col_scipy,
+    "vdbench": vdbench,
 }
