@@ -7,9 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from vdbench import netfile, records
+from vdbench import config_timing, netfile, records
 from vdbench.config import VARIATIONAL_METHODS, Suite, parse_suite, spec_sha256, stage_versions
-from vdbench.records import Control, CurvePoint, Layer, LayerHistogram, MultiplyAdds, Provenance, Record, Size, Timing
+from vdbench.records import (
+    Control,
+    CurvePoint,
+    Layer,
+    LayerHistogram,
+    MultiplyAdds,
+    Provenance,
+    Record,
+    Size,
+    Timing,
+    Work,
+)
 
 SHAPES = {
     "lenet300100": {"fc1": [300, 784], "fc2": [100, 300], "fc3": [10, 100]},
@@ -36,6 +47,18 @@ def experiment(model: str = "lenet300100", **changes: Any) -> dict[str, Any]:
 def suite(**experiments: dict[str, Any]) -> Suite:
     """A suite of these experiments; LeNet-300-100 on MNIST without any."""
     content = {"suite": "synthetic", "experiments": experiments or {"fc": experiment()}}
+    return parse_suite(content, "synthetic suite")
+
+
+def untrained_suite(**timing: Any) -> Suite:
+    """A suite of one net and two layers, over densities, that are timed without having been trained."""
+    densities = [1, 0.3, 0.1, 0.02]
+    synthetic = {
+        "nets": {"net": {"model": "lenet300100", "densities": {"fc1": 0.01, "fc2": 0.02, "fc3": 0.5}}},
+        "convolutions": {"conv": {"channels": 64, "size": 16, "densities": densities}},
+        "linear": {"line": {"inputs": 784, "outputs": 300, "densities": densities, "batch_sizes": [1, 16, 64, 256]}},
+    }
+    content = {"suite": "untrained", "timing": {"rounds": 5, "threads": [1, 2]} | timing, "synthetic": synthetic}
     return parse_suite(content, "synthetic suite")
 
 
@@ -88,7 +111,40 @@ def record(suite: Suite, name: str, method: str, seed: int, stage: str = "prune"
         if method in VARIATIONAL_METHODS:
             values |= {"curve": _curve(error, ratio), "log_alpha_histogram": _histograms(layers, rng)}
     if stage == "time":
-        values |= {"timing": timings(suite, rng)}
+        values |= {"timing": timings(suite.timing, rng)}
+    return Record(**values | changes)
+
+
+def untrained_record(suite: Suite, name: str, method: str, **changes: Any) -> Record:
+    """A current record of the timing of a net or layer that is not trained."""
+    spec = suite.spec_of("time", name, method, 0)
+    density = min(spec["densities"].values())
+    rng = np.random.default_rng([len(name), sum(map(ord, method))])
+    weights = 300 * 784
+    nonzero = round(weights * density)
+    values: dict[str, Any] = {
+        "suite": suite.suite,
+        "experiment": name,
+        "dataset": "random",
+        "model": spec["model"],
+        "method": method,
+        "stage": "time",
+        "seed": 0,
+        "spec": spec,
+        "spec_sha256": spec_sha256(spec),
+        "versions": stage_versions("time", method),
+        "code_digest": "0123456789abcdef",
+        "status": "ok",
+        "timing": timings(config_timing.Timing.model_validate(spec["timing"]), rng, density),
+        "size": Size(
+            weights=weights, nonzero_weights=nonzero, biases=300, sparsity=1 - density, compression_ratio=1 / density
+        ),
+        "work": Work(multiply_adds=nonzero, values=1084, weights=nonzero),
+        "limits": {"fma": 230.0, "load_l1": 190.0, "load_l2": 100.0, "load_l3": 54.0},
+        "wall_s": 20.0,
+        "peak_rss_mb": 400.0,
+        "provenance": provenance(),
+    }
     return Record(**values | changes)
 
 
@@ -109,7 +165,12 @@ def provenance() -> Provenance:
 def all_records(suite: Suite, **changes: Any) -> list[Record]:
     """Every record that the suite asks for."""
     made = [record(suite, *run, stage=stage, **changes) for stage in ("train", "prune") for run in suite.runs()]
-    return made + [record(suite, *run, stage="time", **changes) for run in suite.timed_runs()]
+    made += [record(suite, *run, stage="time", **changes) for run in suite.timed_runs()]
+    return made + [
+        untrained_record(suite, name, method, **changes)
+        for name, case in suite.cases().items()
+        for method in case.nets()
+    ]
 
 
 def write_results(folder: Path, suite: Suite, made: list[Record]) -> None:
@@ -159,14 +220,19 @@ def pruned_arrays(item: Record) -> dict[str, np.ndarray]:
     return arrays
 
 
-def timings(suite: Suite, rng: np.random.Generator) -> list[Timing]:
+SPEED = {"torch_dense": 1.0, "torch_channels_last": 1.2, "onnxruntime": 1.8, "openvino": 1.6, "mnn_dense": 1.4}
+SPARSE_SPEED = {"vdbench": 30.0, "mnn_sparse": 6.0, "scipy_csr": 3.0, "torch_csr": 0.6, "sparse_dot_mkl": 2.0}
+SPARSE_SPEED |= {"torch_compacted": 1.5, "onnxruntime_compacted": 2.5, "im2col_scipy": 0.8}
+
+
+def timings(settings: config_timing.Timing, rng: np.random.Generator, density: float = 0.05) -> list[Timing]:
     """Interleaved samples: what slows one backend in a round slows all of them."""
-    speed = {"torch_dense": 1.0, "scipy_csr": 3.0, "torch_csr": 0.6, "onnxruntime": 1.8}
+    speed = SPEED | {backend: factor * 0.05 / density for backend, factor in SPARSE_SPEED.items()}
     made = []
     for threads in (1, 2):
-        for batch in suite.timing.batch_sizes:
-            load = rng.uniform(1, 2, suite.timing.rounds)
-            for backend in suite.timing.backends:
+        for batch in settings.batch_sizes:
+            load = rng.uniform(1, 2, settings.rounds)
+            for backend in settings.backends:
                 factor = speed[backend] * (1 + 0.3 * math.log10(batch)) / threads**0.5
                 samples = 2e-5 * batch**0.7 * load * rng.normal(1, 0.02, len(load)) / factor
                 made.append(

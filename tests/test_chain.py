@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vdbench import VariationalDropoutChain, kl_divergence
-from vdbench.sparse import SparseLinear
+from vdbench.sparse import SparseModule
 from vdbench.variational import VariationalDropoutLinear
 
 
@@ -198,5 +198,5 @@ def test_training_lowers_the_loss_and_finds_the_inputs_that_matter():
 def test_to_cpu_sparse_computes_what_eval_mode_does():
     model = chain().to_variational_dropout(initial_log_sigma2=-1.0)
     sparse = model.to_cpu_sparse()
-    assert isinstance(sparse.hidden, SparseLinear) and isinstance(model.hidden, VariationalDropoutLinear)
+    assert isinstance(sparse, SparseModule) and isinstance(model.hidden, VariationalDropoutLinear)
     torch.testing.assert_close(sparse(X), model.eval()(X).detach(), rtol=0, atol=1e-6)

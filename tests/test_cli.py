@@ -296,6 +296,46 @@ def test_info_lists_what_there_is(capsys):
         assert expected in out
 
 
+UNTRAINED = {
+    "suite": "tiny",
+    "timing": SUITE["timing"],
+    "synthetic": {"linear": {"line": {"inputs": 8, "outputs": 4, "densities": [0.5, 0.25]}}},
+}
+
+
+def test_a_suite_of_untrained_nets_goes_all_the_way(empty, monkeypatch, capsys):
+    monkeypatch.setattr(shipping, "_SHIPPED", ())
+    write_suite(empty, UNTRAINED)
+    suite = config.parse_suite(UNTRAINED, "tiny")
+    assert cli.main(["plan", "tiny.yaml", "--cores", "2"]) == 0
+    assert "suite tiny: 5 jobs, 5 to do" in (out := capsys.readouterr().out) and "time line: " in out
+    assert cli.main(["status", "tiny.yaml"]) == 1
+    assert "2 jobs: 2 missing" in capsys.readouterr().out
+    for job in suite.jobs():
+        place = records.run_folder(Path("results/tiny"), *job[1:])
+        flags = ["--suite", "tiny", "--spec", config.canonical(suite.spec_of(*job)), "--output", str(place)]
+        assert cli.main(["time", *flags]) == 0
+    assert cli.main(["collect", "tiny.yaml"]) == 0
+    assert cli.main(["status", "tiny.yaml"]) == 0
+    assert "2 jobs: 2 done" in capsys.readouterr().out
+    assert cli.main(["record", "tiny.yaml"]) == 0
+    shipped = {p.relative_to("results/recorded/tiny").as_posix() for p in Path("results/recorded").rglob("*.json")}
+    assert shipped == {"line/density0.5/seed0/time.json", "line/density0.25/seed0/time.json"}
+    assert cli.main(["table", "tiny.yaml", "--output", "made"]) == 0
+    assert "linear layer, 8 to 4 (line)" in capsys.readouterr().out
+    assert cli.main(["plot", "tiny.yaml", "--output", "made"]) == 0
+    assert cli.main(["plan", "tiny.yaml"]) == 0
+    assert "5 jobs, 2 to do" in capsys.readouterr().out
+
+
+def test_a_plan_learns_the_time_of_a_layer_from_the_same_layer():
+    suite = factory.untrained_suite(backends=["torch_dense"])
+    (here,) = [case for case in factory.all_records(suite) if case.run == ("conv", "density0.1", 0)]
+    assert planning.estimate("time", suite.spec_of("time", "conv", "density0.02", 0), [here])[0] == here.wall_s
+    other = here.spec | {"arguments": {"channels": 8, "size": 8}}
+    assert "a guess" in planning.estimate("time", other, [here])[1]
+
+
 # Plans
 
 

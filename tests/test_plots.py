@@ -1,15 +1,18 @@
 """Figures: what they show is what the records say, every declared file is written, and always with the same bytes."""
 
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import factory
 import numpy as np
 import pytest
 
-from vdbench import outputs, plots
+from vdbench import outputs, plots, stats
 from vdbench.plots import style
+from vdbench.plots.layers import crossover
 
 HERE = "this machine"
 
@@ -49,14 +52,14 @@ def test_figures_with_data_are_drawn_where_others_have_none(suite, results, tmp_
     written = plots.write_plots(suite, {HERE: timed}, {HERE: folder}, tmp_path)
     assert [path.name for path in written] == outputs.figure_names(suite)
     empty = {line.split(":")[0] for line in caplog.messages}
-    assert empty == set(outputs.figures(suite)) - {"speedup_fc"}
+    assert empty == set(outputs.figures(suite)) - {"time_per_image_fc"}
 
 
 def test_without_records_every_figure_says_so(suite, tmp_path, caplog):
     plots.write_plots(suite, {HERE: []}, {HERE: tmp_path}, tmp_path / "figures")
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == sorted(outputs.figure_names(suite))
     assert len(caplog.records) == len(outputs.figures(suite))
-    assert "speedup_fc: no data: no net of fc is timed yet" in caplog.text
+    assert "time_per_image_fc: no data: no net of fc is timed yet" in caplog.text
 
 
 def test_an_empty_figure_states_its_reason():
@@ -95,6 +98,8 @@ def test_diverged_runs_are_not_drawn(suite, results):
     for kind in plots.FIGURES:
         with pytest.raises(style.NoData):
             plots.FIGURES[kind](view(suite, results, made=bad))
+    with pytest.raises(style.NoData):
+        plots.TIMING_FIGURES["time_per_image"](plots.timed(suite, "fc", {HERE: bad}))
 
 
 def test_training_curves_draw_each_seed_and_the_mean(suite, results):
@@ -137,12 +142,75 @@ def test_kernels_are_tiled_and_removed_weights_masked(suite, results):
     assert np.ma.count_masked(shown) == np.count_nonzero(kernels == 0) + np.count_nonzero(np.isnan(shown.data))
 
 
-def test_speedup_has_a_panel_for_each_number_of_threads(suite, results):
-    figure = plots.FIGURES["speedup"](view(suite, results))
-    titles = [axis.get_title() for axis in figure.axes]
-    assert titles == ["Sparse VD, warm-up, 1 thread", "Sparse VD, warm-up, 2 threads"]
-    labels = [text.get_text() for text in figure.axes[0].texts]
-    assert len(labels) == 9 and labels.count("3.0×") >= 1  # three backends at three batch sizes
+def test_time_per_image_has_a_panel_a_setting_and_engines_by_time(suite, results):
+    net = plots.timed(suite, "fc", {HERE: results[1]})
+    figure = plots.TIMING_FIGURES["time_per_image"](net)
+    assert [axis.get_title() for axis in figure.axes] == [
+        f"Sparse VD, warm-up, {threads}, batch {batch}"
+        for threads in ("1 thread", "2 threads")
+        for batch in (1, 64, 256)
+    ]
+    names = [label.get_text() for label in figure.axes[1].get_yticklabels()]
+    assert (names[0], names[-1]) == ("vdbench", "torch CSR") and sorted(names) == sorted(outputs.BACKENDS.values())
+    places = [float(line.get_xdata()[0]) for line in figure.axes[1].get_lines()]
+    here = [i for i in stats.speedups(net.records[0]) if (i.timing.threads, i.timing.batch_size) == (1, 64)]
+    assert places == sorted(1e6 * item.seconds / 64 for item in here)
+    labels = [text.get_text() for text in figure.axes[1].texts]
+    assert len(labels) == 13 and all(re.fullmatch(r"[\d.]+ µs, [\d.]+×", label) for label in labels)
+
+
+@pytest.fixture(scope="module")
+def layers():
+    untrained = factory.untrained_suite()
+    made = factory.all_records(untrained)
+    return [plots.timed(untrained, name, {HERE: made}) for name in ("conv", "line")]
+
+
+def test_speedup_by_sparsity_has_a_panel_a_layer_and_marks_where_it_breaks_even(layers):
+    figure = plots.TIMING_FIGURES["speedup_by_sparsity"](*layers)
+    assert [axis.get_title() for axis in figure.axes] == [layer.title for layer in layers]
+    for axis, batches in zip(figure.axes, (3, 4), strict=True):
+        lines = axis.get_lines()
+        curves = [line for line in lines if line.get_marker() == "o"]
+        assert len(curves) == batches == sum(line.get_marker() == "|" for line in lines)
+        np.testing.assert_allclose(curves[0].get_xdata(), [1, 0.3, 0.1, 0.02])
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["0", "70", "90", "98"]
+
+
+def test_crossover_lies_between_the_points_about_it():
+    assert crossover([1, 0.1, 0.01], [0.1, 10, 100]) == pytest.approx(10**-0.5)
+    assert crossover([1, 0.1], [2.0, 20.0]) is None  # always pays
+    assert crossover([1, 0.1], [0.2, 0.5]) is None  # never
+    assert crossover([1, 0.1], [np.nan, 0.5]) is None
+
+
+def test_roofline_draws_ceilings_and_every_point_of_vdbench(layers):
+    axis = plots.TIMING_FIGURES["roofline"](*layers).axes[0]
+    texts = [text.get_text() for text in axis.texts]
+    assert "operand from registers: 230 GFLOP/s" in texts and "all from L3: 108 GB/s" in texts
+    points = [line for line in axis.get_lines() if line.get_marker() in tuple("osD^v")]
+    assert len(points) == 4 * 3 + 4 * 4
+    record = layers[1].records[0]
+    setting = ("vdbench", 1, 64)
+    (item,) = (
+        i for i in stats.speedups(record) if (i.timing.backend, i.timing.threads, i.timing.batch_size) == setting
+    )
+    expected = (2 * 235_200 * 64 / (8 * 235_200 + 4 * 1084 * 64), item.gflops)
+    assert any((p.get_xdata()[0], p.get_ydata()[0]) == pytest.approx(expected) for p in points)
+
+
+def test_without_the_limits_of_the_machine_there_is_no_roofline(layers):
+    blind = [replace(x, records=[r.model_copy(update={"limits": {}}) for r in x.records]) for x in layers]
+    with pytest.raises(style.NoData, match="limits"):
+        plots.TIMING_FIGURES["roofline"](*blind)
+
+
+def test_figures_of_an_untrained_suite_are_all_written(tmp_path, caplog):
+    untrained = factory.untrained_suite(backends=["vdbench", "torch_dense", "scipy_csr"])
+    written = plots.write_plots(untrained, {HERE: factory.all_records(untrained)}, {HERE: tmp_path}, tmp_path)
+    assert [path.name for path in written] == outputs.figure_names(untrained)
+    assert set(outputs.figures(untrained)) == {"time_per_image_net", "speedup_by_sparsity", "roofline"}
+    assert caplog.records == []
 
 
 def test_the_last_source_with_pruned_nets_is_drawn(suite, results):

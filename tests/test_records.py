@@ -35,6 +35,17 @@ def test_a_record_is_read_as_it_was_written(suite, tmp_path):
         assert records.read(tmp_path / "one.json") == record
 
 
+def test_records_of_untrained_nets_are_read_and_loaded(tmp_path):
+    untrained = factory.untrained_suite(backends=["torch_dense"])
+    made = factory.all_records(untrained)
+    factory.write_results(tmp_path, untrained, made)
+    assert records.load(tmp_path, untrained) == (made, [])
+    (tmp_path / "conv/density0.1/seed0/time.json").unlink()
+    assert records.load(tmp_path, untrained)[1] == ["missing: conv/density0.1/seed0 time"]
+    other = factory.untrained_suite(backends=["torch_dense"], rounds=7)
+    assert len(records.load(tmp_path, other)[1]) == len(made)
+
+
 def test_all_current_records_of_a_suite_are_loaded(suite, results):
     found, notes = records.load(results, suite)
     assert sorted((r.stage, *r.run) for r in found) == sorted(suite.jobs())

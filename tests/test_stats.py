@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from vdbench import stats
+from vdbench.records import Work
 
 
 def test_summary_of_known_values():
@@ -45,22 +46,70 @@ def test_speedup_pairs_interleaved_samples():
     suite = factory.suite()
     timings = [_timing("torch_dense", 4e-5 * load), _timing("scipy_csr", 2e-5 * load)]
     dense, sparse = stats.speedups(factory.record(suite, "fc", "vd_warmup", 0, "time", timing=timings))
-    assert (dense.ratio, dense.interval) == (1.0, None)
-    assert sparse.ratio == pytest.approx(2.0)
-    assert sparse.interval == pytest.approx((2.0, 2.0))
+    assert (dense.over_torch.value, dense.over_torch.interval) == (1.0, None)
+    assert sparse.over_torch.value == pytest.approx(2.0)
+    assert sparse.over_torch.interval == pytest.approx((2.0, 2.0))
     assert sparse.seconds == pytest.approx(2e-5 * 9)
 
 
 def test_speedup_is_the_median_of_ratios_and_not_the_ratio_of_medians():
     timings = [_timing("torch_dense", [4.0, 9.0, 10.0]), _timing("scipy_csr", [2.0, 1.0, 10.0])]
     record = factory.record(factory.suite(), "fc", "vd_warmup", 0, "time", timing=timings)
-    assert stats.speedups(record)[1].ratio == 2.0  # of 2, 9 and 1; the medians would give 4.5
+    assert stats.speedups(record)[1].over_torch.value == 2.0  # of 2, 9 and 1; the medians would give 4.5
 
 
 def test_speedup_compares_only_equal_batch_and_threads():
     timings = [_timing("torch_dense", [1.0, 1.0]), _timing("scipy_csr", [0.1, 0.1], batch_size=64)]
     record = factory.record(factory.suite(), "fc", "vd_warmup", 0, "time", timing=timings)
-    assert stats.speedups(record)[1].ratio is None
+    assert stats.speedups(record)[1].over_torch is None
+    assert stats.speedups(record)[1].over_best is None
+
+
+def test_the_best_dense_backend_is_that_of_the_setting():
+    timings = [
+        _timing("torch_dense", [4.0, 4.0]),
+        _timing("onnxruntime", [2.0, 2.0]),
+        _timing("vdbench", [1.0, 1.0]),
+        _timing("torch_dense", [3.0, 3.0], batch_size=64),
+        _timing("onnxruntime", [6.0, 6.0], batch_size=64),
+        _timing("vdbench", [0.5, 0.5], batch_size=64),
+    ]
+    found = stats.speedups(factory.record(factory.suite(), "fc", "vd_warmup", 0, "time", timing=timings))
+    assert [(item.over_best.reference, item.over_best.value) for item in found] == [
+        ("onnxruntime", 0.5),
+        ("onnxruntime", 1.0),
+        ("onnxruntime", 2.0),
+        ("torch_dense", 1.0),
+        ("torch_dense", 0.5),
+        ("torch_dense", 6.0),
+    ]
+    assert [item.over_torch.value for item in found] == [1.0, 2.0, 4.0, 1.0, 0.5, 6.0]
+
+
+def test_sparse_and_compacted_backends_are_never_the_reference():
+    timings = [_timing(name, [1.0, 1.0]) for name in ("onnxruntime_compacted", "mnn_sparse", "vdbench")]
+    record = factory.record(factory.suite(), "fc", "vd_warmup", 0, "time", timing=timings)
+    assert [(item.over_best, item.over_torch) for item in stats.speedups(record)] == [(None, None)] * 3
+
+
+def test_contestants_are_the_fastest_of_their_kind():
+    times = {"torch_dense": 3, "openvino": 2, "mnn_sparse": 5, "scipy_csr": 4, "vdbench": 9}
+    timings = [_timing(name, [float(seconds)] * 2) for name, seconds in times.items()]
+    found = stats.speedups(factory.record(factory.suite(), "fc", "vd_warmup", 0, "time", timing=timings))
+    assert [item.timing.backend for item in stats.contestants(found)] == ["vdbench", "openvino", "scipy_csr"]
+    assert stats.contestants([]) == (None, None, None)
+
+
+def test_work_is_counted_on_the_weights_left_and_held_against_the_cores():
+    suite = factory.untrained_suite()
+    timings = [_timing("vdbench", [1e-6, 1e-6], batch_size=64) | {"threads": 2}]
+    work = Work(multiply_adds=1000, values=10, weights=10)
+    made = factory.untrained_record(suite, "line", "density0.1", timing=timings, work=work, limits={"fma": 200.0})
+    (found,) = stats.speedups(made)
+    assert found.gflops == pytest.approx(2 * 1000 * 64 / 1e-6 / 1e9)
+    assert found.limit == pytest.approx(128 / 400)
+    (unknown,) = stats.speedups(made.model_copy(update={"work": None, "limits": {}}))
+    assert (unknown.gflops, unknown.limit) == (None, None)
 
 
 def test_speedup_refuses_samples_that_were_not_interleaved():

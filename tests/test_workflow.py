@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-SUITE = """\
+TRAINED = """\
 suite: tiny
 timing: {batch_sizes: [1], threads: [1], rounds: 1, min_sample_s: 1.0e-4, backends: [torch_dense]}
 experiments:
@@ -31,8 +31,14 @@ experiments:
     methods:
       dense: {epochs: 2}
 """
+UNTRAINED = """\
+synthetic:
+  linear:
+    line: {inputs: 8, outputs: 4, densities: [0.5, 0.25]}
+"""
+SUITE = TRAINED + UNTRAINED
 FULL = (
-    SUITE
+    TRAINED
     + """\
       vd_finetune: {epochs: 2}
       vd_warmup: {epochs: 1}
@@ -41,6 +47,7 @@ FULL = (
 """
 )
 REPORTING = {("collect", ""), ("table", ""), ("plot", ""), ("all", "")}
+TIMED = {("time_inference", net) for net in ("fc/vd_warmup/0", "line/density0.5/0", "line/density0.25/0")}
 
 
 class Project:
@@ -79,7 +86,7 @@ class Project:
         jobs = set()
         for block in re.split(r"\n(?=(?:local)?rule )", done.stdout)[1:]:
             rule = re.match(r"(?:local)?rule (\w+):", block)
-            run = re.search(r"wildcards: .*experiment=([\w-]+), method=(\w+), seed=(\d+)", block)
+            run = re.search(r"wildcards: .*experiment=([\w-]+), method=([\w.]+), seed=(\d+)", block)
             assert rule
             jobs.add((rule[1], "/".join(run.groups()) if run else ""))
         return jobs
@@ -111,7 +118,7 @@ def fresh(tmp_path):
 
 def test_a_run_leaves_tables_figures_and_a_log_an_epoch(finished):
     results = finished.folder / "results/tiny"
-    assert (results / "collected.csv").read_text().count("\n") == 1 + 7
+    assert (results / "collected.csv").read_text().count("\n") == 1 + 7 + 2
     assert "this machine" in (results / "tables/table1.md").read_text()
     assert (results / "figures/error_vs_compression.svg").stat().st_size > 0
     assert re.search(r"^epoch 1/1 .*min left$", (results / "fc/dense/seed0/train.log").read_text(), re.MULTILINE)
@@ -153,7 +160,20 @@ def test_editing_an_experiment_reruns_only_that_experiment(project):
 
 def test_editing_how_it_is_timed_retrains_nothing(project):
     project.write(SUITE.replace("rounds: 1", "rounds: 2"))
-    assert project.planned() == REPORTING | {("time_inference", "fc/vd_warmup/0")}
+    assert project.planned() == REPORTING | TIMED
+
+
+def test_a_new_density_times_only_itself(project):
+    project.write(SUITE.replace("densities: [0.5, 0.25]", "densities: [0.5, 0.25, 0.125]"))
+    assert project.planned() == REPORTING | {("time_inference", "line/density0.125/0")}
+
+
+def test_a_suite_of_untrained_nets_needs_no_data(fresh):
+    fresh.write("suite: tiny\n" + UNTRAINED)
+    assert fresh.planned() == REPORTING | {
+        ("time_inference", "line/density0.5/0"),
+        ("time_inference", "line/density0.25/0"),
+    }
 
 
 def test_comments_and_the_order_of_keys_rerun_nothing(project):
@@ -182,15 +202,15 @@ def test_raising_the_training_version_retrains(project):
         ("prune", "fc/dense/0"),
         ("vd_warmup", "fc/vd_warmup/0"),
         ("prune", "fc/vd_warmup/0"),
-        ("time_inference", "fc/vd_warmup/0"),
         ("pretrain", "other/dense/0"),
         ("prune", "other/dense/0"),
+        *TIMED,
     }
 
 
 def test_raising_the_timing_version_times_again(project):
     raise_version(project, "time")
-    assert project.planned() == REPORTING | {("time_inference", "fc/vd_warmup/0")}
+    assert project.planned() == REPORTING | TIMED
 
 
 def test_the_report_has_captions_and_categories(project):

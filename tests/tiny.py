@@ -11,9 +11,11 @@ from typing import Any
 import factory
 import torch
 
-from vdbench import records, tensors, training
+from vdbench import metrics, records, tensors, training
+from vdbench.baselines import GradualPruner
 from vdbench.config import RunSpec
 from vdbench.data import Dataset
+from vdbench.models import MODELS
 from vdbench.records import Record
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -33,6 +35,16 @@ def dataset(train: int = 600, evaluation: int = 200) -> Dataset:
     noise = torch.rand(len(labels), 1, 28, 28, generator=generator)
     images = 0.5 * templates[labels] + 0.5 * noise
     return Dataset("digits", images[:train], labels[:train], images[train:], labels[train:], 10)
+
+
+def sparse_net(model: str) -> torch.nn.Module:
+    """A net with 95 % of its weights removed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = MODELS[model](10)
+    kept = {layer.name: layer.total // 20 for layer in metrics.layers(net)}
+    GradualPruner(net, kept).update(1.0)
+    return net.eval()
 
 
 def spec(method: str, model: str = "lenet300100", seed: int = 0, threshold: float = 3.0, **recipe: Any) -> RunSpec:

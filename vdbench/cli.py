@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vdbench import records
-from vdbench.config import RunSpec, Suite, SuiteError, load_suite, parse_spec
+from vdbench.config import RunSpec, Suite, SuiteError, load_suite, parse_case, parse_spec
 from vdbench.files import DataError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def prune(args: argparse.Namespace) -> int:
 
 
 def time(args: argparse.Namespace) -> int:
-    """Time a pruned net's inference against the dense net's."""
+    """Time inference with a pruned net, or with a random one, on every engine there is."""
     from vdbench import timing
 
     record = timing.time_inference(
@@ -231,7 +231,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--weights", type=Path, required=True, metavar="FILE", help="weights.pt of the run")
     sub.add_argument("--control", type=Path, metavar="FILE", help="prune.json of the dense run to compare with")
     data_flags(sub)
-    job(time).add_argument("--pruned", type=Path, required=True, metavar="FILE", help="pruned.npz of the run")
+    sub = job(time)
+    sub.add_argument("--pruned", type=Path, metavar="FILE", help="pruned.npz of the run; none for a net not trained")
 
     suite(collect).add_argument("--output", type=Path, metavar="FILE", help="default: results/<suite>/collected.csv")
     for function in (table, plot):
@@ -261,7 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "suite_file" in args:
             args.suite = load_suite(args.suite_file)
         if "spec" in args:
-            args.spec = parse_spec(args.spec)
+            is_trained = "pruned" not in args or args.pruned is not None
+            args.spec = parse_spec(args.spec) if is_trained else parse_case(args.spec)
         return args.run(args)
     except BrokenPipeError:  # whoever read our output has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

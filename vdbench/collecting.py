@@ -18,6 +18,8 @@ def row(record: Record) -> dict[str, Any]:
         "metrics.": record.metrics,
         "size.": record.size.model_dump() if record.size else {},
         "multiply_adds.": record.multiply_adds.model_dump() if record.multiply_adds else {},
+        "work.": record.work.model_dump() if record.work else {},
+        "limits.": record.limits,
         "control.": record.control.model_dump() if record.control else {},
         " ": record.model_dump(include={"threshold", "spec_sha256", "code_digest", "wall_s", "peak_rss_mb"}),
         "provenance.": record.provenance.model_dump(),

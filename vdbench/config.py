@@ -5,16 +5,18 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
+
+from vdbench.config_timing import Case, CaseSpec, Name, Seed, Strict, Synthetic, Timing
 
 DatasetName = Literal["mnist", "digits"]
 ModelName = Literal["lenet300100", "lenet5"]
 Method = Literal["dense", "vd_finetune", "vd_warmup", "magnitude", "random"]
-Backend = Literal["torch_dense", "scipy_csr", "torch_csr", "onnxruntime"]
-Seed = Annotated[int, Field(ge=0)]
+
+Spec = TypeVar("Spec", bound=Strict)
 
 VARIATIONAL_METHODS: tuple[Method, ...] = ("vd_finetune", "vd_warmup")
 BASELINE_METHODS: tuple[Method, ...] = ("magnitude", "random")
@@ -32,10 +34,6 @@ def stage_versions(stage: str, method: str) -> dict[str, int]:
     """
     names = UPSTREAM["prune"] if stage == "train" and method in BASELINE_METHODS else UPSTREAM[stage]
     return {name: STAGE_VERSIONS[name] for name in names}
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DenseRecipe(Strict):
@@ -137,31 +135,11 @@ class Experiment(Strict):
     def method_seeds(self, method: Method) -> list[int]:
         return self.seeds_of.get(method, self.seeds)
 
-    def prerequisites(self, method: Method) -> tuple[Method, ...]:
+    def prerequisites(self, method: str) -> tuple[Method, ...]:
         """The methods whose results `method` starts from."""
         if method in BASELINE_METHODS:
             return ("dense", self.match)
         return ("dense",) if method == "vd_finetune" else ()
-
-
-class Timing(Strict):
-    """How inference is timed: contenders interleaved, in one process."""
-
-    batch_sizes: list[Annotated[int, Field(gt=0)]] = Field(
-        default=[1, 64, 256], min_length=1, description="examples a call"
-    )
-    threads: list[Annotated[int, Field(gt=0)] | Literal["all"]] = Field(
-        default=[1, "all"], min_length=1, description="numbers of threads"
-    )
-    backends: list[Backend] = Field(
-        default=["torch_dense", "scipy_csr", "torch_csr", "onnxruntime"],
-        min_length=1,
-        description="contenders; one that is not installed is left out with a note",
-    )
-    rounds: int = Field(default=30, gt=0, description="interleaved samples of every contender")
-    min_sample_s: float = Field(
-        default=0.002, gt=0, description="calls are repeated within a sample until it lasts this long"
-    )
 
 
 class Suite(Strict):
@@ -171,9 +149,10 @@ class Suite(Strict):
     description: str = Field("", description="a line for readers")
     mirror: str | None = Field(None, description="folder read before any download; VDBENCH_MIRROR overrides it")
     timing: Timing = Field(Timing(), description="how sparse inference is timed")
-    experiments: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")], Experiment] = Field(
-        min_length=1, description="what is run, each under a name of its own"
+    experiments: dict[Name, Experiment] = Field(
+        default={}, min_length=1, description="what is trained, each under a name of its own"
     )
+    synthetic: Synthetic = Field(default=Synthetic(), description="nets that are timed without having been trained")
 
     def runs(self) -> Iterator[tuple[str, Method, int]]:
         """Every (experiment, method, seed), in the order in which they can be run."""
@@ -189,21 +168,36 @@ class Suite(Strict):
             for method in experiment.timed
         ]
 
+    def cases(self) -> dict[str, Case]:
+        """The nets that are timed without having been trained, by name."""
+        return self.synthetic.cases()
+
     @model_validator(mode="after")
-    def _has_a_folder_of_its_own(self) -> Self:
+    def _can_be_run(self) -> Self:
         if self.suite == "recorded":
             raise ValueError("suite: results/recorded is where recorded runs are; take another name")
+        if not self.experiments and not self.cases():
+            raise ValueError("nothing to run: there are neither experiments nor synthetic nets")
+        both = sorted(self.experiments.keys() & self.cases().keys())
+        if both:
+            raise ValueError(f"synthetic: {', '.join(both)}: an experiment has this name")
         return self
 
-    def jobs(self) -> Iterator[tuple[str, str, Method, int]]:
-        """Every (stage, experiment, method, seed) that leaves a record, in the order in which they can be run."""
+    def jobs(self) -> Iterator[tuple[str, str, str, int]]:
+        """Every (stage, experiment, method, seed) that leaves a record, in the order in which they can be run.
+
+        A net that is not trained is an experiment too, and what it is made of stands for its method.
+        """
         for run in self.runs():
             yield "train", *run
             yield "prune", *run
         for run in self.timed_runs():
             yield "time", *run
+        for name, case in self.cases().items():
+            for method in case.nets():
+                yield "time", name, method, case.seed
 
-    def run_spec(self, experiment: str, method: Method, seed: int) -> dict[str, Any]:
+    def run_spec(self, experiment: str, method: str, seed: int) -> dict[str, Any]:
         """All that decides the outcome of one run, the runs it starts from included: what is hashed and recorded."""
         e = self.experiments[experiment]
         return {
@@ -218,8 +212,13 @@ class Suite(Strict):
             "after": [self.run_spec(experiment, needed, seed) for needed in e.prerequisites(method)],
         }
 
-    def spec_of(self, stage: str, experiment: str, method: Method, seed: int) -> dict[str, Any]:
+    def spec_of(self, stage: str, experiment: str, method: str, seed: int) -> dict[str, Any]:
         """The spec of a stage: the run's, and for timing also how it is timed."""
+        case = self.cases().get(experiment)
+        if case:
+            timing = self.timing.model_copy(update={"batch_sizes": case.batch_sizes or self.timing.batch_sizes})
+            net = case.nets()[method]
+            return CaseSpec(experiment=experiment, method=method, seed=seed, timing=timing, **net).content()
         spec = self.run_spec(experiment, method, seed)
         return spec | {"timing": self.timing.model_dump()} if stage == "time" else spec
 
@@ -314,7 +313,16 @@ def load_suite(path: Path) -> Suite:
 
 def parse_spec(text: str) -> RunSpec:
     """The run a job was asked for. Raises SuiteError."""
+    return _parse(text, RunSpec, "--spec")
+
+
+def parse_case(text: str) -> CaseSpec:
+    """The untrained net that a job was asked to time. Raises SuiteError."""
+    return _parse(text, CaseSpec, "--spec, without --pruned")
+
+
+def _parse(text: str, kind: type[Spec], where: str) -> Spec:
     try:
-        return RunSpec.model_validate_json(text)
+        return kind.model_validate_json(text)
     except ValidationError as error:
-        raise SuiteError(_explain(error, "--spec")) from None
+        raise SuiteError(_explain(error, where)) from None

@@ -3,9 +3,12 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
 
 from vdbench import data, metrics, outputs
+from vdbench.config_timing import Backend
 from vdbench.models import MODELS
 from vdbench.provenance import cpu_model, package_versions
 from vdbench.sparse.backends import BACKENDS, BackendMissing
@@ -29,7 +32,7 @@ def describe(*, cache: Path | None = None, mirror: Path | None = None) -> str:
         "versions": package_versions(),
     }
     return "\n\n".join(
-        "\n".join([title, *(f"  {name:12} {text}" for name, text in lines.items())])
+        "\n".join([title, *(f"  {name:21} {text}" for name, text in lines.items())])
         for title, lines in sections.items()
     )
 
@@ -38,10 +41,11 @@ def _weights(model: str) -> int:
     return metrics.size(MODELS[model](10)).weights
 
 
-def _installed(backend: str) -> str:
+def _installed(backend: Backend) -> str:
     """Found out by making it: a package that is there and cannot be imported is not installed."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2)).eval()
     try:
-        BACKENDS[backend](MODELS["lenet300100"](10).eval(), 1)
+        BACKENDS[backend](net, np.zeros((1, 1, 8, 8), np.float32), 1)
     except BackendMissing as error:
         return str(error)
     return f"{outputs.BACKENDS[backend]}: installed"

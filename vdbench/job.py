@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from vdbench.config import RunSpec, spec_sha256, stage_versions
+from vdbench.config_timing import CaseSpec
 from vdbench.provenance import Code, code, peak_rss_mb, provenance
 from vdbench.records import Record
 
@@ -15,7 +16,7 @@ class Job:
     """One stage of one run. Made when the job starts, so that it knows how long it took and what code it ran."""
 
     stage: Literal["train", "prune", "time"]
-    spec: RunSpec
+    spec: RunSpec | CaseSpec
     suite: str
     started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     started: float = field(default_factory=time.perf_counter)

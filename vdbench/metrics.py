@@ -2,12 +2,13 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vdbench.records import Layer, MultiplyAdds, Size
+from vdbench.records import Layer, MultiplyAdds, Size, Work
 from vdbench.variational import VariationalDropout
 
 EVALUATION_BATCH = 1000
@@ -107,6 +108,40 @@ def multiply_adds(model: nn.Module, example: Tensor) -> MultiplyAdds:
     dense = sum(weight.numel() * positions.get(name, 0) for name, weight in found.items())
     left = sum(int(torch.count_nonzero(weight)) * positions.get(name, 0) for name, weight in found.items())
     return MultiplyAdds(dense=dense, left=left, theoretical_speedup=dense / max(left, 1))
+
+
+def work(model: nn.Module, example: Tensor) -> Work:
+    """What the nonzero weights ask for. Unlike `multiply_adds`, it leaves out products with a convolution's padding.
+
+    Args:
+        example: an input of batch size 1.
+    """
+    found = weights(model)
+    totals = {"multiply_adds": 0, "values": 0, "weights": 0}
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(module: Any, args: tuple[Tensor], output: Tensor) -> None:
+            mask = (found[name] != 0).double()
+            ones = torch.ones_like(args[0], dtype=torch.double)
+            if isinstance(module, nn.Conv2d):
+                shape = (module.stride, module.padding, module.dilation, module.groups)
+                met = functional.conv2d(ones, mask, None, *shape)  # type: ignore[call-overload]
+            else:
+                met = functional.linear(ones, mask)
+            totals["multiply_adds"] += round(float(met.sum()))
+            totals["values"] += args[0].numel() + output.numel()
+            totals["weights"] += int(mask.sum())
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(count(name)) for name in found]
+    try:
+        with torch.no_grad(), _evaluating(model):
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Work(**totals)
 
 
 @torch.no_grad()

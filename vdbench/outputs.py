@@ -1,8 +1,9 @@
 """Which tables and figures a suite ends in, and what readers see things called; a workflow imports it for nothing."""
 
 from vdbench.config import VARIATIONAL_METHODS, Experiment, Suite
+from vdbench.config_timing import RANDOM_MASKS, Backend, SyntheticConvolution, SyntheticLinear, SyntheticNet
 
-MODELS = {"lenet300100": "LeNet-300-100", "lenet5": "LeNet-5-Caffe"}
+MODELS = {"lenet300100": "LeNet-300-100", "lenet5": "LeNet-5-Caffe", "vgglike": "VGG-like"}
 DATASETS = {"mnist": "MNIST", "digits": "digits"}
 METHODS = {
     "dense": "dense",
@@ -11,11 +12,20 @@ METHODS = {
     "magnitude": "magnitude pruning",
     "random": "random pruning",
 }
-BACKENDS = {
+BACKENDS: dict[Backend, str] = {
     "torch_dense": "torch, dense",
+    "torch_channels_last": "torch, channels last",
+    "onnxruntime": "onnxruntime, dense",
+    "openvino": "OpenVINO, dense",
+    "mnn_dense": "MNN, dense",
+    "torch_compacted": "torch, compacted",
+    "onnxruntime_compacted": "onnxruntime, compacted",
+    "mnn_sparse": "MNN, sparse",
     "scipy_csr": "SciPy CSR",
     "torch_csr": "torch CSR",
-    "onnxruntime": "onnxruntime, dense",
+    "sparse_dot_mkl": "MKL CSR",
+    "im2col_scipy": "im2col, SciPy CSR",
+    "vdbench": "vdbench",
 }
 TABLES = {"table1": "Table 1: error and compression", "speedup": "measured speedup", "runs": "every run"}
 FIGURES = {
@@ -23,7 +33,9 @@ FIGURES = {
     "training_curves": "training curves",
     "log_alpha": "log α after training",
     "first_layer": "what the first layer kept",
-    "speedup": "measured speedup",
+    "time_per_image": "time per image",
+    "speedup_by_sparsity": "speedup against sparsity",
+    "roofline": "roofline",
 }
 TABLE_FORMATS = ("html", "csv", "md", "tex")  # the first is the one the report shows
 FIGURE_FORMATS = ("png", "svg")
@@ -33,27 +45,59 @@ def title(name: str, experiment: Experiment) -> str:
     return f"{MODELS[experiment.model]} on {DATASETS[experiment.dataset]} ({name})"
 
 
+def timed_title(suite: Suite, name: str) -> str:
+    """What a timed net or layer is, trained or not."""
+    case = suite.cases().get(name)
+    match case:
+        case SyntheticNet(model="vgglike"):
+            return f"{MODELS[case.model]}, width {case.width:g}"
+        case SyntheticNet():
+            return MODELS[case.model]
+        case SyntheticConvolution():
+            return f"3x3 convolution, {case.channels} channels, {case.size}x{case.size}"
+        case SyntheticLinear():
+            return f"linear layer, {case.inputs} to {case.outputs}"
+    return title(name, suite.experiments[name])
+
+
+def method(name: str) -> str:
+    """What readers see a method called, or whatever stands for the method of a net that is not trained."""
+    density = name.removeprefix("density")
+    if density != name:
+        return f"{100 * float(density):.4g} % of the weights"
+    return "random masks" if name == RANDOM_MASKS else METHODS[name]
+
+
 def error_name(experiment: Experiment) -> str:
     """Which error an experiment measures: tables never put a validation error beside a test error."""
     return "validation error" if experiment.validation_size else "test error"
 
 
 def tables(suite: Suite) -> list[str]:
-    return ["table1", "runs", *(["speedup"] if suite.timed_runs() else [])]
+    return [*(["table1", "runs"] if suite.experiments else []), *(["speedup"] if timed(suite) else [])]
+
+
+def timed(suite: Suite) -> list[str]:
+    """Names of all that is timed, trained or not."""
+    return [*(name for name, experiment in suite.experiments.items() if experiment.timed), *suite.cases()]
 
 
 def figures(suite: Suite) -> dict[str, tuple[str, list[str]]]:
     """File stem of every figure: its kind and the experiments it shows."""
-    found: dict[str, tuple[str, list[str]]] = {
-        "error_vs_compression": ("error_vs_compression", list(suite.experiments))
-    }
+    found: dict[str, tuple[str, list[str]]] = {}
+    if suite.experiments:
+        found["error_vs_compression"] = ("error_vs_compression", list(suite.experiments))
     for name, experiment in suite.experiments.items():
         kinds = ["training_curves"]
         if set(VARIATIONAL_METHODS) & set(experiment.present_methods()):
             kinds += ["log_alpha", "first_layer"]
         if experiment.timed:
-            kinds += ["speedup"]
+            kinds += ["time_per_image"]
         found |= {f"{kind}_{name}": (kind, [name]) for kind in kinds}
+    found |= {f"time_per_image_{name}": ("time_per_image", [name]) for name in suite.synthetic.nets}
+    layers = [*suite.synthetic.convolutions, *suite.synthetic.linear]
+    if layers:
+        found |= {kind: (kind, layers) for kind in ("speedup_by_sparsity", "roofline")}
     return found
 
 

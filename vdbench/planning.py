@@ -46,7 +46,7 @@ def jobs(suite: Suite, results: Path, past: Iterable[Record]) -> list[Job]:
     for state in states(suite, results):
         run = (state.experiment, state.method, str(state.seed))
         after = frozenset(_after(suite, state.stage, *run))
-        spec = suite.spec_of(state.stage, state.experiment, state.method, state.seed)  # type: ignore[arg-type]
+        spec = suite.spec_of(state.stage, state.experiment, state.method, state.seed)
         seconds, basis = estimate(state.stage, spec, past)
         rule = _rule(state.stage, state.method)
         found.append(Job((state.stage, *run), rule, after, seconds, basis, state.is_done, alone=state.stage == "time"))
@@ -64,6 +64,8 @@ def _rule(stage: str, method: str) -> str:
 
 
 def _after(suite: Suite, stage: str, experiment: str, method: str, seed: str) -> Iterator[Node]:
+    if experiment in suite.cases():
+        return
     described = suite.experiments[experiment]
     if stage == "train":
         yield "fetch", described.dataset
@@ -83,6 +85,8 @@ def estimate(stage: str, spec: dict, past: Iterable[Record]) -> tuple[float, str
     alike = [r for r in past if (r.stage, r.dataset, r.model) == (stage, spec["dataset"], spec["model"])]
     if stage == "train":
         alike = [r for r in alike if r.method == spec["method"]]
+    if "arguments" in spec:
+        alike = [r for r in alike if r.spec["arguments"] == spec["arguments"]]
     here = [record for record in alike if record.provenance.cpu == cpu_model()]
     chosen = here or alike
     if not chosen:
@@ -162,6 +166,8 @@ def describe(suite: Suite, results: Path, *, cores: int) -> str:
 def _subject(suite: Suite, job: Job) -> str:
     if job.name[0] not in records.STAGES:
         return job.rule
+    if job.name[1] in suite.cases():
+        return f"{job.name[0]} {job.name[1]}"
     described = suite.experiments[job.name[1]]
     which = f" {job.name[2]}" if job.name[0] == "train" else ""
     return f"{job.name[0]} {described.model} on {described.dataset}{which}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vdbench import records
-from vdbench.config import Method, Suite
+from vdbench.config import Suite
 
 QUIET_S = 600.0  # a job that has written nothing for so long is taken for dead
 _FAILURE = re.compile(r"vdbench: error|[\w.]*(Error|Exception|Interrupt)\b")
@@ -36,7 +36,7 @@ def states(suite: Suite, results: Path) -> list[State]:
     return [State(*job, *_state(suite, job, records.run_folder(results, *job[1:]))) for job in suite.jobs()]
 
 
-def _state(suite: Suite, job: tuple[str, str, Method, int], folder: Path) -> tuple[str, str]:
+def _state(suite: Suite, job: tuple[str, str, str, int], folder: Path) -> tuple[str, str]:
     stage = job[0]
     path = folder / f"{stage}.json"
     if path.exists():

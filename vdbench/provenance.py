@@ -12,7 +12,8 @@ from pathlib import Path
 from vdbench.records import Provenance
 
 PACKAGE = Path(__file__).parent
-RECORDED_PACKAGES = ("vdbench", "torch", "numpy", "scipy", "numba", "onnxruntime")
+RECORDED_PACKAGES = ("vdbench", "torch", "numpy", "scipy", "numba", "llvmlite")
+RECORDED_PACKAGES += ("onnxruntime", "openvino", "MNN", "mkl", "sparse_dot_mkl")  # engines that are timed
 
 
 def code_digest() -> str:

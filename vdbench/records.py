@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vdbench.config import Method, Suite, spec_sha256, stage_versions
+from vdbench.config import Suite, spec_sha256, stage_versions
 
 RESULT_VERSION = 1
 STAGES = ("train", "prune", "time")
@@ -47,6 +47,14 @@ class MultiplyAdds(_Part):
     dense: int
     left: int
     theoretical_speedup: float
+
+
+class Work(_Part):
+    """What the weights that are left ask for, whatever way an engine goes about it: the sums over all layers."""
+
+    multiply_adds: int = Field(description="for one example, those with padding left out")
+    values: int = Field(description="numbers that go into and come out of layers, for one example")
+    weights: int = Field(description="weights that are not zero")
 
 
 class Control(_Part):
@@ -118,6 +126,8 @@ class Record(_Part):
     log_alpha_histogram: list[LayerHistogram] = []
     timing: list[Timing] = []
     missing_backends: dict[str, str] = {}
+    work: Work | None = None
+    limits: dict[str, float] = Field({}, description="of one core, GFLOP/s, by where an operand comes from")
     history: str | None = Field(None, description="name of the CSV file beside the record, one row an epoch")
     inputs: dict[str, str] = Field({}, description="of training: weights_sha256 of the `pretrained`, `matched` nets")
     weights_sha256: str | None = None
@@ -214,7 +224,7 @@ def load(results: Path, suite: Suite) -> tuple[list[Record], list[str]]:
     return records, notes
 
 
-def staleness(record: Record, suite: Suite, stage: str, experiment: str, method: Method, seed: int) -> str | None:
+def staleness(record: Record, suite: Suite, stage: str, experiment: str, method: str, seed: int) -> str | None:
     """Why a record is not that of this job of the suite as it stands now; None when it is."""
     if (record.stage, *record.run) != (stage, experiment, method, seed):
         return f"the record of {record.experiment}/{record.method}/seed{record.seed} {record.stage}"

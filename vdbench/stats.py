@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 
+from vdbench.config_timing import DENSE_BACKENDS
 from vdbench.records import Record, Timing
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-REFERENCE_BACKEND = "torch_dense"
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,40 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Speedup:
-    """One backend at one batch size and thread count against dense torch: `ratio` is None where that was not timed.
+class Ratio:
+    """How many times as fast as `reference`, a backend, sample by interleaved sample; no samples for over itself."""
 
-    Dense torch itself has ratio 1 and no interval.
+    reference: str
+    samples: tuple[float, ...]
+
+    @property
+    def value(self) -> float:
+        return float(np.median(self.samples)) if self.samples else 1.0
+
+    @cached_property
+    def interval(self) -> tuple[float, float] | None:
+        return bootstrap_interval(self.samples, np.median)
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """One backend at one batch size and thread count, against the dense backend that was fastest there and against
+    dense torch: None where that was not timed.
+
+    `gflops` are spent on weights that are not zero, `limit` is the share of what the machine's cores could do at most;
+    both are None where the record does not know.
     """
 
     timing: Timing
     seconds: float
-    ratio: float | None
-    interval: tuple[float, float] | None
+    over_best: Ratio | None
+    over_torch: Ratio | None
+    gflops: float | None
+    limit: float | None
+
+    @property
+    def seconds_an_image(self) -> float:
+        return self.seconds / self.timing.batch_size
 
 
 def summarise(values: Sequence[float]) -> Summary | None:
@@ -52,9 +77,15 @@ def bootstrap_interval(
     """
     if len(values) < 2:
         return None
-    resampled = np.random.default_rng(seed).choice(np.asarray(values, dtype=float), size=(RESAMPLES, len(values)))
+    resampled = np.asarray(values, dtype=float)[_draws(len(values), seed)]
     low, high = np.quantile(statistic(resampled, axis=1), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=8)
+def _draws(count: int, seed: int) -> np.ndarray:
+    """Which of `count` values each resample is made of, (RESAMPLES, count)."""
+    return np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
 
 
 def paired_differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
@@ -63,26 +94,56 @@ def paired_differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -
 
 
 def speedups(record: Record) -> list[Speedup]:
-    """Median of the ratios dense torch / backend, sample by interleaved sample, at equal batch size and threads.
+    """Every backend against the fastest dense one and against dense torch, at equal batch size and threads.
 
-    Raises ValueError when the two have different numbers of samples, and so were not interleaved.
+    A ratio is the median of the ratios sample by interleaved sample. Raises ValueError when two backends have
+    different numbers of samples, and so were not interleaved.
     """
-    dense = {_setting(t): t for t in record.timing if t.backend == REFERENCE_BACKEND}
-    return [_speedup(record, timing, dense.get(_setting(timing))) for timing in record.timing]
+    return [_speedup(record, timing) for timing in record.timing]
+
+
+def contestants(found: Sequence[Speedup]) -> tuple[Speedup | None, Speedup | None, Speedup | None]:
+    """Of one setting: vdbench, the fastest dense engine and the fastest of the others."""
+    ordered = sorted(found, key=lambda item: item.seconds)
+    ours = next((item for item in ordered if item.timing.backend == "vdbench"), None)
+    dense = next((item for item in ordered if item.timing.backend in DENSE_BACKENDS), None)
+    others = (item for item in ordered if item.timing.backend not in ("vdbench", *DENSE_BACKENDS))
+    return ours, dense, next(others, None)
 
 
 def _setting(timing: Timing) -> tuple[str, int, int]:
     return timing.device, timing.threads, timing.batch_size
 
 
-def _speedup(record: Record, timing: Timing, dense: Timing | None) -> Speedup:
-    seconds = float(np.median(timing.samples_s))
-    if dense is None or dense is timing:
-        return Speedup(timing, seconds, None if dense is None else 1.0, None)
-    if len(dense.samples_s) != len(timing.samples_s):
+def _median(timing: Timing) -> float:
+    return float(np.median(timing.samples_s))
+
+
+def _speedup(record: Record, timing: Timing) -> Speedup:
+    beside = [t for t in record.timing if _setting(t) == _setting(timing) and t.backend in DENSE_BACKENDS]
+    best = min(beside, key=_median, default=None)
+    torch = next((t for t in beside if t.backend == "torch_dense"), None)
+    seconds = _median(timing)
+    gflops = 2e-9 * record.work.multiply_adds * timing.batch_size / seconds if record.work else None
+    peak = record.limits.get("fma")
+    return Speedup(
+        timing=timing,
+        seconds=seconds,
+        over_best=_ratio(record, timing, best),
+        over_torch=_ratio(record, timing, torch),
+        gflops=gflops,
+        limit=gflops / (peak * timing.threads) if gflops is not None and peak else None,
+    )
+
+
+def _ratio(record: Record, timing: Timing, reference: Timing | None) -> Ratio | None:
+    if reference is None:
+        return None
+    if reference is timing:
+        return Ratio(reference.backend, ())
+    if len(reference.samples_s) != len(timing.samples_s):
         raise ValueError(
             f"{'/'.join(map(str, record.run))}: {timing.backend} has {len(timing.samples_s)} samples and "
-            f"{dense.backend} {len(dense.samples_s)}, so they were not interleaved; rerun its time job"
+            f"{reference.backend} {len(reference.samples_s)}, so they were not interleaved; rerun its time job"
         )
-    ratios = np.divide(dense.samples_s, timing.samples_s)
-    return Speedup(timing, seconds, float(np.median(ratios)), bootstrap_interval(list(ratios), np.median))
+    return Ratio(reference.backend, tuple(np.divide(reference.samples_s, timing.samples_s)))

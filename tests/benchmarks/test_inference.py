@@ -39,9 +39,9 @@ def net(model: str) -> Iterator[torch.nn.Module]:
 @pytest.mark.parametrize("model", MODELS)
 def test_inference(benchmark, net, model, backend, batch_size, capsys):
     images = np.random.default_rng(0).random((batch_size, 1, 28, 28), dtype=np.float32)
-    dense = BACKENDS["torch_dense"](net, 1)
+    dense = BACKENDS["torch_dense"](net, images, 1)
     try:
-        run = BACKENDS[backend](net, 1)
+        run = BACKENDS[backend](net, images, 1)
     except BackendMissing as error:
         pytest.skip(str(error))
     check_equal({"torch_dense": dense, backend: run}, images)

@@ -7,8 +7,9 @@ from pathlib import Path
 from vdbench import outputs
 from vdbench.config import Suite
 from vdbench.plots import style
-from vdbench.plots.speedup import speedup
-from vdbench.plots.style import NoData, View
+from vdbench.plots.inference import time_per_image
+from vdbench.plots.layers import roofline, speedup_by_sparsity
+from vdbench.plots.style import NoData, Timed, View
 from vdbench.plots.tradeoff import error_vs_compression
 from vdbench.plots.training import training_curves
 from vdbench.plots.weights import first_layer, log_alpha
@@ -19,7 +20,11 @@ FIGURES = {
     "training_curves": training_curves,
     "log_alpha": log_alpha,
     "first_layer": first_layer,
-    "speedup": speedup,
+}
+TIMING_FIGURES = {
+    "time_per_image": time_per_image,
+    "speedup_by_sparsity": speedup_by_sparsity,
+    "roofline": roofline,
 }
 
 log = logging.getLogger(__name__)
@@ -31,13 +36,17 @@ def write_plots(
     """Write every figure of `outputs.figure_names(suite)`.
 
     `sources` are records by where they come from and `folders` the results folders they lie in. An experiment is drawn
-    from the last source that has pruned nets of it, and the figure says which. One without data says so, and why.
+    from the last source that has pruned nets, or timings, of it, and the figure says which. One without data says so,
+    and why.
     """
     written = []
     with style.context():
         for stem, (kind, names) in outputs.figures(suite).items():
             try:
-                figure = FIGURES[kind](*[view(suite, name, sources, folders) for name in names])
+                if kind in TIMING_FIGURES:
+                    figure = TIMING_FIGURES[kind](*[timed(suite, name, sources) for name in names])
+                else:
+                    figure = FIGURES[kind](*[view(suite, name, sources, folders) for name in names])
             except NoData as reason:
                 log.warning("%s: no data: %s", stem, reason)
                 figure = style.empty(stem, str(reason))
@@ -50,3 +59,11 @@ def view(suite: Suite, name: str, sources: Mapping[str, Sequence[Record]], folde
     own = {source: [r for r in records if r.experiment == name] for source, records in sources.items()}
     best = max(own, key=lambda s: (any(r.stage == "prune" for r in own[s]), bool(own[s]), list(own).index(s)))
     return View(name, suite.experiments[name], best, own[best], folders.get(best))
+
+
+def timed(suite: Suite, name: str, sources: Mapping[str, Sequence[Record]]) -> Timed:
+    """A net or layer as the last source has timed it that has."""
+    own = {s: [r for r in records if (r.experiment, r.stage) == (name, "time")] for s, records in sources.items()}
+    best = max(own, key=lambda s: (any(r.timing for r in own[s]), list(own).index(s)))
+    records = [record for record in own[best] if record.timing and record.status == "ok"]
+    return Timed(name, outputs.timed_title(suite, name), best, records)

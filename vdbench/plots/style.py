@@ -21,7 +21,6 @@ DPI = 160
 PALETTE = [to_hex(colour) for colour in seaborn.color_palette("colorblind")]
 COLOURS = dict(zip(outputs.METHODS, [PALETTE[i] for i in (7, 0, 3, 2, 1)], strict=True))
 MARKERS = dict(zip(outputs.METHODS, "osD^v", strict=True))
-BACKEND_COLOURS = dict(zip(outputs.BACKENDS, [PALETTE[i] for i in (7, 0, 1, 2)], strict=True))
 REMOVED = "#d9d9d9"
 
 
@@ -57,6 +56,16 @@ class View:
         """A file beside a record, None where it is not there."""
         path = run_folder(self.folder, *record.run) / name if self.folder else None
         return path if path and path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A net or layer, trained or not, as one source has timed it: one record for each of its pruned states."""
+
+    name: str
+    title: str
+    source: str
+    records: Sequence[Record]
 
 
 @contextmanager
@@ -103,10 +112,10 @@ def method_handles(methods: Sequence[str], **style: object) -> list[Line2D]:
     return [Line2D([], [], color=COLOURS[m], label=outputs.METHODS[m], **style) for m in methods]  # type: ignore[arg-type]
 
 
-def plain_log_axis(axis: Axes, which: str) -> None:
-    """A logarithmic axis whose ticks read 1, 2, 5, 10 instead of powers."""
+def plain_log_axis(axis: Axes, which: str, subs: tuple[int, ...] = (1, 2, 5)) -> None:
+    """A logarithmic axis whose ticks read 1, 2, 5, 10 instead of powers; `subs` are those of a decade."""
     getattr(axis, f"set_{which}scale")("log")
     ticks = getattr(axis, f"{which}axis")
-    ticks.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    ticks.set_major_locator(LogLocator(subs=subs, numticks=12))
     ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     ticks.set_minor_locator(NullLocator())

@@ -2,6 +2,5 @@
 
 from vdbench.sparse.engine import CompiledNet as CompiledNet
 from vdbench.sparse.engine import compile_sparse as compile_sparse
-from vdbench.sparse.linear import SparseLinear as SparseLinear
 from vdbench.sparse.module import SparseModule as SparseModule
 from vdbench.sparse.module import to_cpu_sparse as to_cpu_sparse

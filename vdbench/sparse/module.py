@@ -35,7 +35,8 @@ class SparseModule(nn.Module):
         if self._whole and len(inputs) == 1 and isinstance(inputs[0], Tensor) and not named:
             batch = inputs[0].detach()
             if isinstance(self.model, nn.Linear):  # takes any number of axes in front
-                return self._compiled(batch.reshape(-1, batch.shape[-1])).reshape(*batch.shape[:-1], -1)
+                flat = self._compiled(batch.reshape(-1, batch.shape[-1]))
+                return flat.reshape(*batch.shape[:-1], self.model.out_features)
             try:
                 return self._compiled(batch)
             except Untraceable as error:
@@ -49,6 +50,10 @@ class SparseModule(nn.Module):
         if shape not in self.nets:
             self.nets[shape] = compile_sparse(self.model, batch, threads=self.threads)
         return self.nets[shape](batch)  # type: ignore[return-value]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles compile anew: machine code and memory belong to one process."""
+        return {**self.__dict__, "nets": {}}
 
     def train(self, mode: bool = True) -> "SparseModule":
         """Stays in eval mode: there is nothing left to train."""

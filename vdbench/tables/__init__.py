@@ -23,7 +23,7 @@ def write_tables(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[st
 
 
 def render_text(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]]) -> str:
-    """Table 1 for a terminal of 110 columns."""
+    """Table 1, and the fastest engines on nets that were not trained, for a terminal of 110 columns."""
     results = gather(suite, sources)
     parts = []
     for name, experiment in suite.experiments.items():
@@ -31,6 +31,10 @@ def render_text(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str
         frame = table1.terminal(experiment, ours)
         body = "(no runs yet)" if frame.empty else render.to_text(frame)
         parts.append(f"{outputs.title(name, experiment)}, {outputs.error_name(experiment)}\n{body}")
+    for name in suite.cases():
+        frame = speedup.overview(suite, sources, name)
+        body = "(no timings yet)" if frame is None else render.to_text(frame)
+        parts.append(f"{outputs.timed_title(suite, name)} ({name})\n{body}")
     lines = source_notes(sources, notes)
     if len(lines) > _NOTES_IN_TERMINAL:
         hidden = len(lines) - _NOTES_IN_TERMINAL

@@ -1,46 +1,40 @@
-"""Measured inference time of pruned nets, backend by backend, against dense torch."""
+"""Measured inference time, engine by engine, against the fastest dense one and against dense torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
 from vdbench import outputs
 from vdbench.config import Suite
+from vdbench.config_timing import DENSE_BACKENDS
 from vdbench.records import Record
-from vdbench.stats import Speedup, speedups
-from vdbench.tables.render import NOTHING, Document, Section, fixed, ratio_digits
+from vdbench.stats import Ratio, Speedup, contestants, speedups
+from vdbench.tables.render import NOTHING, Document, Section, fixed, percent, ratio_digits
 from vdbench.tables.results import Sources, source_notes
 
 LEGEND = [
-    "Time = median over interleaved samples of one call. Speedup = median over samples of (dense torch / backend) at "
-    "the same batch size and number of threads, with the 95 % percentile bootstrap interval of that median: it says "
-    "how steady this machine was, not how other machines would do.",
-    "Every backend but the dense ones runs the pruned weights as sparse matrices; the dense ones run the same net with "
-    "its zeros.",
+    "Time = median over interleaved samples of one call, divided by the batch size. Over X = median over samples of "
+    "(X / engine) at the same batch size and number of threads, with the 95 % percentile bootstrap interval of that "
+    "median: it says how steady this machine was, not how other machines would do. Best dense = the fastest, in that "
+    "very setting, of " + "; ".join(outputs.BACKENDS[backend] for backend in DENSE_BACKENDS) + ".",
+    "Dense engines run the pruned net with its zeros; compacted, dense engines run it without its dead units; all "
+    "others compute with sparse weights. Of limit = multiply-adds with weights that are not zero, against what the "
+    "cores could do of them at most, operands in registers.",
 ]
-_COLUMNS = ["experiment", "method", "seed", "source", "backend", "device", "threads", "batch_size", "n", "median_s"]
-_COLUMNS += ["us_per_image", "speedup", "speedup_low", "speedup_high", "cpu"]
+_COLUMNS = ["experiment", "model", "method", "seed", "source", "density", "backend", "device", "threads", "batch_size"]
+_COLUMNS += ["n", "median_s", "us_per_image", "best_dense", "speedup", "speedup_low", "speedup_high"]
+_COLUMNS += ["over_torch", "gflops", "of_limit", "cpu"]
+_IN_TERMINAL = ["Weights left", "Batch", "vdbench, µs", "Over best dense", "Best dense, µs", "Best other, µs"]
 
 
 def document(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]]) -> Document:
     numbers, sections, remarks = [], [], []
-    for name, experiment in suite.experiments.items():
-        everything = [(source, record) for source, records in sources.items() for record in records]
-        timed = [(s, r) for s, r in everything if (r.experiment, r.stage) == (name, "time")]
-        for source, record in timed:
-            remarks += [
-                f"{source}: {name}, {outputs.METHODS[record.method]}: {outputs.BACKENDS.get(backend, backend)} not "
-                f"timed: {why}"
-                for backend, why in record.missing_backends.items()
-            ]
-            found = speedups(record)
-            if not found:
-                continue
-            numbers += [_numbers(source, record, item) for item in found]
-            heading = f"{outputs.title(name, experiment)}, {outputs.METHODS[record.method]}, seed {record.seed}"
-            sections.append(Section(f"{heading}, {source}, {record.provenance.cpu}", _frame(found)))
-        if experiment.timed and not timed:
-            remarks.append(f"{name}: no timings")
+    for name in outputs.timed(suite):
+        records = list(_timed(sources, name))
+        for source, record in records:
+            numbers += [_numbers(source, record, item) for item in speedups(record)]
+        remarks += _missing(name, records) if records else [f"{name}: no timings"]
+        sections += _sections(suite, name, records)
     return Document(
         title=f"Measured inference time ({suite.suite})",
         label="speedup",
@@ -50,30 +44,141 @@ def document(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]])
     )
 
 
-def _frame(found: Sequence[Speedup]) -> pd.DataFrame:
-    ordered = sorted(found, key=lambda item: (item.timing.threads, item.timing.batch_size))
-    return pd.DataFrame(
+def overview(suite: Suite, sources: Sources, name: str) -> pd.DataFrame | None:
+    """One timed net or layer for a terminal, on the fewest threads. None where it is not timed yet."""
+    records = list(_timed(sources, name))
+    if not records:
+        return None
+    frame = _contest(records)
+    columns = [column for column in _IN_TERMINAL if column in frame]
+    return frame.loc[frame["Threads"] == frame["Threads"].iloc[0], columns]
+
+
+def _timed(sources: Sources, name: str) -> Iterator[tuple[str, Record]]:
+    for source, records in sources.items():
+        for record in records:
+            if (record.experiment, record.stage) == (name, "time"):
+                yield source, record
+
+
+def _missing(name: str, records: Sequence[tuple[str, Record]]) -> list[str]:
+    """A line for every engine that was not timed; once for all nets of a grid."""
+    lines = [
+        f"{source}: {name}: {outputs.BACKENDS.get(backend, backend)} not timed: {why}"  # type: ignore[call-overload]
+        for source, record in records
+        for backend, why in record.missing_backends.items()
+    ]
+    return list(dict.fromkeys(lines))
+
+
+def _sections(suite: Suite, name: str, records: Sequence[tuple[str, Record]]) -> Iterator[Section]:
+    """A table of all engines for every net; for a layer at many densities one of the fastest engines."""
+    title = outputs.timed_title(suite, name)
+    if name in suite.synthetic.convolutions or name in suite.synthetic.linear:
+        for source in dict.fromkeys(source for source, _ in records):
+            own = [(s, record) for s, record in records if s == source]
+            yield Section(f"{title}, {source}, {own[0][1].provenance.cpu}", _contest(own))
+        return
+    for source, record in records:
+        found = speedups(record)
+        if found:
+            heading = f"{title}, {outputs.method(record.method)}, seed {record.seed}"
+            yield Section(f"{heading}, {source}, {record.provenance.cpu}", _every_engine(found))
+
+
+def _every_engine(found: Sequence[Speedup]) -> pd.DataFrame:
+    ordered = sorted(found, key=lambda item: (item.timing.threads, item.timing.batch_size, item.seconds))
+    return _without_empty(
         {
             "Threads": str(item.timing.threads),
             "Batch": str(item.timing.batch_size),
-            "Backend": outputs.BACKENDS.get(item.timing.backend, item.timing.backend),
-            "Time a call, µs": f"{1e6 * item.seconds:.3g}" if item.seconds < 1e-3 else f"{1e6 * item.seconds:.0f}",
-            "Time an image, µs": f"{1e6 * item.seconds / item.timing.batch_size:.3g}",
-            "Speedup over dense torch": _ratio(item.ratio),
-            "95 % interval": NOTHING if item.interval is None else " to ".join(map(_ratio, item.interval)),
+            "Engine": _engine(item.timing.backend),
+            "Time an image, µs": _microseconds(item),
+            "Over best dense": _value(item.over_best),
+            "95 % interval": _interval(item.over_best),
+            "Best dense": _engine(item.over_best.reference) if item.over_best else NOTHING,
+            "Over dense torch": _value(item.over_torch),
+            "Of limit": _limit(item),
             "Samples": str(len(item.timing.samples_s)),
         }
         for item in ordered
     )
 
 
-def _ratio(value: float | None) -> str:
-    return NOTHING if value is None else f"{fixed(value, ratio_digits(value))}×"
+def _contest(records: Sequence[tuple[str, Record]]) -> pd.DataFrame:
+    """vdbench, the fastest dense engine and the fastest of all others, for every net and setting."""
+    rows = []
+    for _, record in records:
+        found = speedups(record)
+        settings = dict.fromkeys((item.timing.threads, item.timing.batch_size) for item in found)
+        for threads, batch_size in sorted(settings):
+            here = [item for item in found if (item.timing.threads, item.timing.batch_size) == (threads, batch_size)]
+            ours, dense, other = contestants(here)
+            rows.append(
+                {
+                    "Weights left": _density(record),
+                    "Threads": str(threads),
+                    "Batch": str(batch_size),
+                    "vdbench, µs": _microseconds(ours),
+                    "Over best dense": _value(ours and ours.over_best),
+                    "95 % interval": _interval(ours and ours.over_best),
+                    "Over dense torch": _value(ours and ours.over_torch),
+                    "Of limit": _limit(ours),
+                    "Best dense, µs": _named(dense),
+                    "Best other, µs": _named(other),
+                }
+            )
+    return _without_empty(rows)
+
+
+def _without_empty(rows: Iterator[dict[str, str]] | list[dict[str, str]]) -> pd.DataFrame:
+    """Columns of which no record says anything are left out."""
+    frame = pd.DataFrame(rows)
+    return frame.loc[:, (frame != NOTHING).any()]
+
+
+def _engine(backend: str) -> str:
+    return outputs.BACKENDS.get(backend, backend)  # type: ignore[call-overload]
+
+
+def _density(record: Record) -> str:
+    return NOTHING if record.size is None else f"{percent(100 * (1 - record.size.sparsity))} %"
+
+
+def _microseconds(item: Speedup | None) -> str:
+    if item is None:
+        return NOTHING
+    value = 1e6 * item.seconds_an_image
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _named(item: Speedup | None) -> str:
+    return NOTHING if item is None else f"{_microseconds(item)} ({_engine(item.timing.backend)})"
+
+
+def _value(ratio: Ratio | None) -> str:
+    return NOTHING if ratio is None else _times(ratio.value)
+
+
+def _interval(ratio: Ratio | None) -> str:
+    return NOTHING if ratio is None or ratio.interval is None else " to ".join(map(_times, ratio.interval))
+
+
+def _times(value: float) -> str:
+    return f"{fixed(value, ratio_digits(value))}×"
+
+
+def _limit(item: Speedup | None) -> str:
+    return NOTHING if item is None or item.limit is None else f"{100 * item.limit:.2g} %"
 
 
 def _numbers(source: str, record: Record, item: Speedup) -> dict[str, object]:
     timing = item.timing
-    low, high = item.interval or (None, None)
-    values = [record.experiment, record.method, record.seed, source, timing.backend, timing.device, timing.threads]
-    values += [timing.batch_size, len(timing.samples_s), item.seconds, 1e6 * item.seconds / timing.batch_size]
-    return dict(zip(_COLUMNS, [*values, item.ratio, low, high, record.provenance.cpu], strict=True))
+    density = None if record.size is None else 1 - record.size.sparsity
+    values = [record.experiment, record.model, record.method, record.seed, source, density, timing.backend]
+    values += [timing.device, timing.threads, timing.batch_size, len(timing.samples_s), item.seconds]
+    values += [1e6 * item.seconds_an_image, item.over_best.reference if item.over_best else None]
+    best = item.over_best
+    values += [best.value, *(best.interval or (None, None))] if best else [None, None, None]
+    values += [item.over_torch.value if item.over_torch else None]
+    return dict(zip(_COLUMNS, [*values, item.gflops, item.limit, record.provenance.cpu], strict=True))

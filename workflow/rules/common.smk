@@ -1,6 +1,7 @@
 """Helpers only: the suite, its runs, and what each job is told."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -30,12 +31,14 @@ if SUITE.mirror:
     os.environ.setdefault("VDBENCH_MIRROR", SUITE.mirror)
 # The project's own runs of this suite, if it has any, are shown beside those of this machine.
 RECORDED = Path("results/recorded") / SUITE.suite
+# What stands for the method of the nets that are not trained.
+nets = {re.escape(net) for case in SUITE.cases().values() for net in case.nets()}
 
 
 wildcard_constraints:
     suite=SUITE.suite,
-    experiment="|".join(SUITE.experiments),
-    method="|".join(Methods.model_fields),
+    experiment="|".join([*SUITE.experiments, *SUITE.cases()]),
+    method="|".join([*Methods.model_fields, *nets]),
     seed=r"\d+",
 
 
@@ -69,6 +72,13 @@ def beside(wildcards):
 def matched_record(wildcards):
     """The variational net whose sparsity a baseline copies."""
     return f"results/{{suite}}/{{experiment}}/{SUITE.experiments[wildcards.experiment].match}/seed{{seed}}/prune.json"
+
+
+def pruned_net(wildcards):
+    """What is timed; a net that is not trained needs no file."""
+    if wildcards.experiment in SUITE.cases():
+        return []
+    return "results/{suite}/{experiment}/{method}/seed{seed}/pruned.npz"
 
 
 def control_record(wildcards):

@@ -1,6 +1,6 @@
 rule time_inference:
     input:
-        pruned="results/{suite}/{experiment}/{method}/seed{seed}/pruned.npz",
+        pruned=pruned_net,
     output:
         "results/{suite}/{experiment}/{method}/seed{seed}/time.json",
     log:
@@ -16,6 +16,7 @@ rule time_inference:
         spec=time_spec,
         versions=versions("time"),
         folder=subpath(output[0], parent=True),
+        given=given,
     shell:
         "vdbench time --suite {wildcards.suite:q} --spec {params.spec:q} --output {params.folder:q}"
-        " --pruned {input.pruned:q} > {log:q} 2>&1"
+        " {params.given:q} > {log:q} 2>&1"

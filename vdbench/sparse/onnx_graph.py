@@ -1,0 +1,130 @@
+"""A network's operations as an ONNX model, which ONNX Runtime, OpenVINO and MNN read."""
+
+from typing import Any
+
+import numpy as np
+
+from vdbench.sparse.graph import (
+    Add,
+    Affine,
+    AvgPool2d,
+    Clip,
+    Concat,
+    Conv2d,
+    Flatten,
+    Graph,
+    LeakyReLU,
+    Linear,
+    MaxPool2d,
+    Op,
+    Pool2d,
+)
+
+INPUT, OUTPUT = "input", "output"
+
+
+class NoOnnxOperator(NotImplementedError):
+    """An operation that is not written for ONNX; the message names it."""
+
+
+def onnx_model(graph: Graph) -> bytes:
+    """The network, zeros and all, as a serialised model from `input` (n, *shape) to `output`, for any batch size.
+
+    Raises:
+        NoOnnxOperator: the network has an operation not written here. ImportError: onnx is not installed.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    parts = _Parts(graph)
+    content = helper.make_graph(
+        parts.nodes,
+        "net",
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["n", *graph.input.shape])],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["n", *graph.output.shape])],
+        parts.constants,
+    )
+    model = helper.make_model(content, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+class _Parts:
+    """Nodes and constants of a graph. A value keeps its name, but for those that come in and go out."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.names = {graph.input.name: INPUT} | {op.name: f"value/{op.name}" for op in graph.ops[1:]}
+        self.names[graph.output.name] = OUTPUT
+        for op in graph.ops[1:]:
+            self.add(op)
+
+    def node(self, operator: str, op: Op, *constants: str, output: str = "", **attributes: Any) -> None:
+        from onnx import helper
+
+        inputs = [self.names[name] for name in op.inputs] + list(constants)
+        self.nodes.append(helper.make_node(operator, inputs, [output or self.names[op.name]], op.name, **attributes))
+
+    def constant(self, op: Op, kind: str, array: np.ndarray) -> str:
+        from onnx import numpy_helper
+
+        name = f"{op.name}/{kind}"
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array, dtype=np.float32), name))
+        return name
+
+    def add(self, op: Op) -> None:
+        match op:
+            case Linear():
+                self.node(
+                    "Gemm", op, self.constant(op, "weight", op.weight), self.constant(op, "bias", op.bias), transB=1
+                )
+            case Conv2d():
+                self.convolution(op)
+            case Affine():
+                one, zero = np.ones_like(op.scale), np.zeros_like(op.scale)
+                parameters = {"scale": op.scale, "shift": op.shift, "mean": zero, "variance": one}
+                constants = [self.constant(op, kind, array) for kind, array in parameters.items()]
+                self.node("BatchNormalization", op, *constants, epsilon=0.0)
+            case Clip(low=0.0, high=np.inf):
+                self.node("Relu", op)
+            case Clip():
+                bounds = [self.constant(op, kind, np.array(x)) for kind, x in (("low", op.low), ("high", op.high))]
+                self.node("Clip", op, *bounds)
+            case LeakyReLU():
+                self.node("LeakyRelu", op, alpha=op.slope)
+            case MaxPool2d():
+                self.node("MaxPool", op, dilations=op.dilation, **_pooling(op))
+            case AvgPool2d(divisor=None):
+                self.node("AveragePool", op, count_include_pad=int(op.count_include_pad), **_pooling(op))
+            case Flatten():
+                self.node("Flatten", op)
+            case Add():
+                self.node("Add", op)
+            case Concat():
+                self.node("Concat", op, axis=1)
+            case _:
+                raise NoOnnxOperator(f"no ONNX operator is written for {type(op).__name__} {op.name}")
+
+    def convolution(self, op: Conv2d) -> None:
+        """ONNX has no bias that differs from place to place: such a one is added afterwards."""
+        from onnx import helper
+
+        top, bottom, left, right = op.padding
+        attributes = {"strides": op.stride, "pads": [top, left, bottom, right], "dilations": op.dilation}
+        weight, bias = self.constant(op, "weight", op.weight), self.constant(op, "bias", op.bias)
+        if op.bias.ndim == 1:
+            self.node("Conv", op, weight, bias, group=op.groups, **attributes)
+        else:
+            product = f"{op.name}/product"
+            self.node("Conv", op, weight, output=product, group=op.groups, **attributes)
+            self.nodes.append(helper.make_node("Add", [product, bias], [self.names[op.name]]))
+
+
+def _pooling(op: Pool2d) -> dict[str, Any]:
+    return {
+        "kernel_shape": op.kernel,
+        "strides": op.stride,
+        "pads": [*op.padding, *op.padding],
+        "ceil_mode": int(op.ceil_mode),
+    }

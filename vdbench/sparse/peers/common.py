@@ -1,0 +1,47 @@
+"""What the peers share."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from vdbench.sparse.graph import Graph
+
+Run = Callable[[np.ndarray], np.ndarray]
+Build = Callable[[nn.Module, np.ndarray, int], Run]
+
+
+class BackendMissing(RuntimeError):
+    """A backend that takes no part; the message says what to install, or what the net lacks."""
+
+
+def not_installed(package: str | None) -> BackendMissing:
+    return BackendMissing(f"{package} is not installed: pip install vdbench[peers]")
+
+
+def require(model: nn.Module, *kinds: type[nn.Module]) -> None:
+    """Raises BackendMissing for a net without such layers, which the backend would run like another one."""
+    if not any(isinstance(layer, kinds) for layer in model.modules()):
+        raise BackendMissing(f"the net has no {' or '.join(kind.__name__ for kind in kinds)}")
+
+
+def traced(model: nn.Module, example: np.ndarray) -> Graph:
+    from vdbench.sparse.tracing import trace
+
+    return trace(model, torch.from_numpy(example))
+
+
+def compacted(model: nn.Module, example: np.ndarray) -> Graph:
+    """The net without its dead units: what dense engines gain from sparsity."""
+    from vdbench.sparse.compact import compact
+
+    return compact(traced(model, example))
+
+
+def through_torch(model: nn.Module) -> Run:
+    @torch.inference_mode()
+    def run(images: np.ndarray) -> np.ndarray:
+        return model(torch.from_numpy(images)).numpy()
+
+    return run
