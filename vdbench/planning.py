@@ -19,7 +19,7 @@ GUESSED_EPOCH_S = {
     "lenet300100": {"dense": 1.8, "vd_finetune": 4.0, "vd_warmup": 4.0, "magnitude": 2.0, "random": 2.0},
     "lenet5": {"dense": 18.0, "vd_finetune": 34.0, "vd_warmup": 34.0, "magnitude": 19.0, "random": 19.0},
 }
-GUESSED_S = {"prune": 20.0, "time": 120.0, "fetch": 10.0, "collect": 5.0, "table": 10.0, "plot": 60.0}
+GUESSED_S = {"prune": 20.0, "time": 120.0, "layer": 15.0, "fetch": 10.0, "collect": 5.0, "table": 10.0, "plot": 60.0}
 _TRAIN_RULES = {"dense": "pretrain", **dict.fromkeys(BASELINE_METHODS, "baseline")}
 
 
@@ -90,7 +90,7 @@ def estimate(stage: str, spec: dict, past: Iterable[Record]) -> tuple[float, str
     here = [record for record in alike if record.provenance.cpu == cpu_model()]
     chosen = here or alike
     if not chosen:
-        return _guess(stage, spec)
+        return _guess("layer" if "layer" in spec.get("densities", ()) else stage, spec)
     where = "this CPU" if here else f"another CPU ({chosen[0].provenance.cpu})"
     if stage == "train":
         epoch_s = statistics.median(r.wall_s / r.spec["recipe"]["epochs"] for r in chosen)

@@ -42,7 +42,7 @@ def time_per_image(net: Timed) -> Figure:
             setting = (count, batch)
             _panel(axis, [i for r, i in found if r is record and (i.timing.threads, i.timing.batch_size) == setting])
             of_threads = f"{count} thread" + ("s" if count > 1 else "")
-            axis.set_title(f"{outputs.method(record.method)}, {of_threads}, batch {batch}", fontsize="medium")
+            axis.set_title(f"{outputs.method(record.method)}, {of_threads}, batch {batch}", fontsize="small")
     for axis in axes[-1]:
         axis.set_xlabel("Time an image (µs)")
         low, high = axis.get_xlim()
