@@ -162,6 +162,13 @@ def info(args: argparse.Namespace) -> int:
     return 0
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number
+
+
 def _results(args: argparse.Namespace) -> Path:
     return args.results or Path("results") / args.suite.suite
 
@@ -241,7 +248,7 @@ def parser() -> argparse.ArgumentParser:
     sub = suite(record)
     sub.add_argument("--recorded", type=Path, metavar="DIR", help="default: results/recorded/<suite>")
     sub.add_argument("--partial", action="store_true", help="leave out what is stale or missing, and say so")
-    suite(plan).add_argument("--cores", type=int, default=8, help="as for snakemake (default: %(default)s)")
+    suite(plan).add_argument("--cores", type=_positive, default=8, help="as for snakemake (default: %(default)s)")
     suite(status)
 
     sub = verb(verify)
