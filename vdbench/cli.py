@@ -126,7 +126,7 @@ def record(args: argparse.Namespace) -> int:
     target = args.recorded or shipping.FOLDER / args.suite.suite
     left_out = shipping.record(args.suite, _results(args), target, partial=args.partial)
     print("\n".join([*(f"left out: {note}" for note in left_out), f"recorded in {target}; tables and figures next:"]))
-    print(f"snakemake --cores 1 tables --configfile {args.suite_file}")
+    print(f"snakemake tables --configfile {args.suite_file}")
     return 0
 
 
