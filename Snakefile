@@ -1,6 +1,6 @@
 # snakemake --cores 8                                    the full reproduction, configs/paper.yaml
 # snakemake --cores 2 --configfile configs/smoke.yaml    another suite
-# snakemake --cores 1 tables                             tables and figures from the recorded runs, without data or training
+# snakemake tables                                       tables and figures from the recorded runs, without data or training
 from snakemake.utils import min_version
 
 min_version("9.0")

@@ -269,6 +269,14 @@ def test_status_tells_stale_and_damaged_records(project, capsys):
     assert "not a record" in capsys.readouterr().out
 
 
+def test_status_and_tables_agree_on_a_net_pruned_from_other_weights(project, capsys):
+    edit(project / "results/tiny/fc/dense/seed0/train.json", lambda record: record.update(weights_sha256="0" * 64))
+    expected = "stale: fc/dense/seed0 prune: made from other weights than those trained last"
+    assert cli.main(["status", "tiny.yaml"]) == 1
+    assert expected in capsys.readouterr().out
+    assert records.load(Path("results/tiny"), config.parse_suite(SUITE, "tiny"))[1] == [expected]
+
+
 @pytest.mark.parametrize(
     ("log", "age_s", "state"),
     [
@@ -276,6 +284,8 @@ def test_status_tells_stale_and_damaged_records(project, capsys):
         ("epoch 3/9  loss 0.1\n", 5000, "interrupted"),
         ("Traceback (most recent call last):\nRuntimeError: no\n", 5, "failed"),
         ("vdbench: error: no\n", 5000, "failed"),
+        ("vdbench: error: a.yaml: suite: wrong\na.yaml: timing: wrong\n", 5, "failed"),
+        ("RuntimeError: size mismatch for fc1:\n    copying a param\n", 5, "failed"),
     ],
 )
 def test_status_reads_unfinished_runs_from_their_logs(empty, capsys, log, age_s, state):
@@ -285,7 +295,8 @@ def test_status_reads_unfinished_runs_from_their_logs(empty, capsys, log, age_s,
     os.utime(path, (time.time() - age_s,) * 2)
     assert cli.main(["status", "tiny.yaml"]) == 1
     out = capsys.readouterr().out
-    assert f"{state}: fc/dense/seed0 train: {log.splitlines()[-1]}" in out
+    line = log.splitlines()[1 if log.startswith("Traceback") else 0]
+    assert f"{state}: fc/dense/seed0 train: {line}" in out
     assert f"5 jobs: 1 {state}, 4 missing" in out
 
 
@@ -356,6 +367,19 @@ def test_a_plan_learns_from_runs_on_this_cpu(project, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert re.search(r"^pretrain +2 +1 ", out, re.MULTILINE)
     assert "train lenet300100 on digits dense:" in out and "s an epoch, one run on this CPU" in out
+
+
+def test_a_run_that_was_recorded_is_past_once(recorded, capsys):
+    write_suite(recorded.parents[2], SUITE | {"experiments": {"fc": SUITE["experiments"]["fc"] | {"seeds": [0, 1]}}})
+    assert cli.main(["plan", "tiny.yaml"]) == 0
+    assert "s an epoch, one run on this CPU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cores", ["0", "-3", "two"])
+def test_a_plan_for_no_cores_is_refused(empty, capsys, cores):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["plan", "tiny.yaml", f"--cores={cores}"])
+    assert "argument --cores" in capsys.readouterr().err
 
 
 def test_estimates_are_the_median_of_like_runs_this_cpu_first():

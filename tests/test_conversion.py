@@ -7,9 +7,11 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from vdbench import variational
+from vdbench.models import LeNet5
 from vdbench.variational import (
     VariationalDropout,
     VariationalDropoutConv2d,
@@ -378,6 +380,38 @@ def test_autocast_noise_has_its_standard_deviation():
         draws = layer(x).detach().float()
     expected = math.exp(-0.5) * x[0].norm()
     torch.testing.assert_close(draws.std(0), expected.expand(4), rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_float16_trains_at_the_loss_scale_that_pytorch_starts_with(dtype):
+    """Under autocast, and with layers that are float16 themselves; a plain net of this size has no trouble there."""
+    torch.manual_seed(0)
+    net = to_variational_dropout(LeNet5()).to(dtype)
+    images = torch.rand(20, 1, 28, 28, dtype=dtype)
+    images[..., :14] = 0  # where nothing varies the gradient by the variance is largest
+    with torch.autocast("cpu", dtype=torch.float16, enabled=dtype == torch.float32):
+        output, kl = forward_with_kl(net, images)
+    assert output.dtype == torch.float16
+    loss = functional.cross_entropy(output.float(), torch.arange(20) % 10) + kl / 60_000
+    (65536 * loss).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("log_sigma2", [-1.0, -18.0])  # the latter's variance is 0 in float16
+def test_float16_noise_and_its_gradient_are_those_of_float32(log_sigma2):
+    """For inputs whose squares do not fit a float16 too."""
+    layer = VariationalDropoutLinear(16, 4, bias=False, initial_log_sigma2=log_sigma2)
+    nn.init.zeros_(layer.weight)
+    x = torch.linspace(100, 300, 16).expand(5_000, 16)
+    drawn = []
+    for enabled in (True, False):
+        with torch.autocast("cpu", dtype=torch.float16, enabled=enabled):
+            output = layer(x).float()
+        layer.zero_grad()
+        output.square().mean().backward()
+        drawn.append((output.detach().std(0), layer.log_sigma2.grad))
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=0.1, atol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

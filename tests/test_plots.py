@@ -10,7 +10,7 @@ import factory
 import numpy as np
 import pytest
 
-from vdbench import outputs, plots, stats
+from vdbench import netfile, outputs, plots, records, stats
 from vdbench.plots import style
 from vdbench.plots.layers import crossover
 
@@ -81,7 +81,44 @@ def test_nets_above_the_axis_are_named_at_its_edge(suite, results):
     axis = figure.axes[0]
     errors = [r.metrics["error"] for r in results[1] if r.run[:2] == ("fc", "random") and r.stage == "prune"]
     assert min(errors) > axis.get_ylim()[1]
-    assert f"random pruning: {min(errors):.1f} to {max(errors):.1f} % ↑" in [text.get_text() for text in axis.texts]
+    ends = dict.fromkeys(f"{error:.1f}" for error in (min(errors), max(errors)))
+    expected = f"random pruning, 2 of 2 seeds: {' to '.join(ends)} % ↑"
+    assert expected in [text.get_text() for text in axis.texts]
+
+
+def test_what_lies_above_the_axis_has_a_line_a_method_and_equal_ends_are_one_number(suite, results):
+    errors = {"random": 40.0, "vd_warmup": 30.0}
+    made = [
+        r.model_copy(update={"metrics": r.metrics | {"error": errors.get(r.method, r.metrics["error"])}})
+        for r in results[1]
+    ]
+    figure = plots.FIGURES["error_vs_compression"](view(suite, results, made=made))
+    axis = figure.axes[0]
+    named = [text for text in axis.texts if "seeds" in text.get_text()]
+    assert [text.get_text() for text in named] == [
+        "Sparse VD, warm-up, 2 of 2 seeds: 30.0 % ↑",
+        "random pruning, 2 of 2 seeds: 40.0 % ↑",
+    ]
+    figure.draw_without_rendering()
+    upper, lower = (text.get_window_extent() for text in named)
+    assert lower.y1 <= upper.y0 + 1  # pixels
+
+
+def test_thresholds_of_a_curve_are_marked(suite, results):
+    lines = plots.FIGURES["error_vs_compression"](view(suite, results)).axes[0].get_lines()
+    assert {line.get_marker() for line in lines if len(line.get_xdata()) > 1} == {"."}
+
+
+@pytest.mark.parametrize(
+    ("limits", "ticks"), [((0.6, 70), [1, 2, 5, 10, 20, 50]), ((1.6, 9), [2, 4, 6, 8]), ((0.7, 1.1), None)]
+)
+def test_a_logarithmic_axis_has_ticks_to_read_it_by(limits, ticks):
+    axis = style.Figure().subplots()
+    style.plain_log_axis(axis, "y")
+    axis.set_ylim(limits)
+    shown = [tick for tick in axis.get_yticks() if limits[0] <= tick <= limits[1]]
+    assert len(shown) >= 4
+    assert ticks is None or shown == pytest.approx(ticks)
 
 
 @pytest.mark.parametrize("changes", [{"dataset": "digits"}, {"validation_size": 10_000}])
@@ -126,6 +163,19 @@ def test_input_map_counts_the_weights_of_each_pixel(suite, results):
     expected = np.count_nonzero(factory.pruned_arrays(record)["fc1.weight"], axis=0).reshape(28, 28)
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array().filled(0), expected)
     assert f"{np.count_nonzero(expected)} of 784 inputs used" in figure.axes[0].get_title()
+
+
+def test_one_pixel_with_many_weights_leaves_the_others_their_colours(suite, results, tmp_path):
+    factory.write_results(tmp_path, suite, results[1])
+    record = next(r for r in results[1] if r.run == ("fc", "vd_warmup", 0) and r.stage == "prune")
+    arrays = factory.pruned_arrays(record)
+    arrays["fc1.weight"][:, 400] = 1.0
+    weights = {name: arrays.pop(name) for name in list(arrays) if name.endswith(".weight")}
+    netfile.write_arrays(records.run_folder(tmp_path, *record.run) / "pruned.npz", weights, arrays, {})
+    first, last = plots.FIGURES["first_layer"](view(suite, (tmp_path, results[1]))).axes[:2]
+    assert first.images[0].get_array().max() == 300
+    assert first.images[0].norm.vmax == last.images[0].norm.vmax < 150
+    assert last.images[0].colorbar.extend == "max"
 
 
 def test_kernels_are_tiled_and_removed_weights_masked(suite, results):

@@ -68,12 +68,14 @@ class Project:
     def write(self, suite: str) -> None:
         (self.folder / "tiny.yaml").write_text(suite)
 
-    def snakemake(self, *arguments: str, suite: str = "tiny.yaml", path: str = "") -> subprocess.CompletedProcess[str]:
+    def snakemake(
+        self, *arguments: str, suite: str = "tiny.yaml", path: str = "", cores: str = "--cores=2"
+    ) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join((path, str(self.folder))).strip(os.pathsep),
             "PATH": os.pathsep.join((str(self.folder / "bin"), os.environ["PATH"])),
         }
-        command = [sys.executable, "-m", "snakemake", "--nocolor", "--cores", "2", *arguments]
+        command = [sys.executable, "-m", "snakemake", "--nocolor", *cores.split(), *arguments]
         command += ["--configfile", suite] if suite else []
         return subprocess.run(
             command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -182,6 +184,17 @@ def test_comments_and_the_order_of_keys_rerun_nothing(project):
     assert project.planned() == set()
 
 
+def test_where_data_comes_from_is_in_the_commands_and_reruns_nothing(project, fresh):
+    named = "mirror: ../our mirror\n" + SUITE
+    project.write(named)
+    assert project.planned() == set()
+    fresh.write(named)
+    done = fresh.snakemake("--dry-run", "--printshellcmds")
+    for verb in ("fetch", "train", "prune"):
+        commands = re.findall(rf"vdbench {verb} .*", done.stdout)
+        assert commands and all("--mirror '../our mirror'" in command for command in commands)
+
+
 def test_editing_plots_retrains_nothing(project):
     for path in project.folder.glob("vdbench/plots/*.py"):
         path.write_text(path.read_text() + "\n# edited\n")
@@ -238,8 +251,8 @@ def test_recorded_runs_give_their_tables_without_data_or_training(project, fresh
     shutil.move(project.folder / "results/recorded", recorded)
     assert fresh.planned("tables") == {("tables", "")}
     made = []
-    for _ in range(2):
-        done = fresh.snakemake(*advised[1:], suite="")
+    for cores in ("--cores=1", ""):
+        done = fresh.snakemake(*advised[1:], suite="", cores=cores)
         assert done.returncode == 0, done.stdout
         made.append(
             {path: path.read_bytes() for name in ("tables", "figures") for path in recorded.glob(f"tiny/{name}/*")}

@@ -126,7 +126,7 @@ def record(args: argparse.Namespace) -> int:
     target = args.recorded or shipping.FOLDER / args.suite.suite
     left_out = shipping.record(args.suite, _results(args), target, partial=args.partial)
     print("\n".join([*(f"left out: {note}" for note in left_out), f"recorded in {target}; tables and figures next:"]))
-    print(f"snakemake --cores 1 tables --configfile {args.suite_file}")
+    print(f"snakemake tables --configfile {args.suite_file}")
     return 0
 
 
@@ -160,6 +160,13 @@ def info(args: argparse.Namespace) -> int:
 
     print(information.describe(cache=args.cache, mirror=args.mirror))
     return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number
 
 
 def _results(args: argparse.Namespace) -> Path:
@@ -242,7 +249,7 @@ def parser() -> argparse.ArgumentParser:
     sub = suite(record)
     sub.add_argument("--recorded", type=Path, metavar="DIR", help="default: results/recorded/<suite>")
     sub.add_argument("--partial", action="store_true", help="leave out what is stale or missing, and say so")
-    suite(plan).add_argument("--cores", type=int, default=8, help="as for snakemake (default: %(default)s)")
+    suite(plan).add_argument("--cores", type=_positive, default=8, help="as for snakemake (default: %(default)s)")
     suite(status)
 
     sub = verb(verify)

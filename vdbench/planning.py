@@ -114,7 +114,8 @@ def _guess(stage: str, spec: dict | None = None) -> tuple[float, str]:
 
 
 def past_records(*folders: Path) -> Iterator[Record]:
-    """Every finished run under the folders; files that are not current records say nothing about time."""
+    """Every finished run under the folders, once if it was recorded too; files that are no records say nothing."""
+    seen = set()
     for folder in folders:
         for stage in records.STAGES:
             for path in folder.glob(f"**/{stage}.json"):
@@ -122,7 +123,9 @@ def past_records(*folders: Path) -> Iterator[Record]:
                     record = records.read(path)
                 except records.RecordError:
                     continue
-                if record.status == "ok":
+                made = record.suite, record.stage, record.run, record.provenance.started_at
+                if record.status == "ok" and made not in seen:
+                    seen.add(made)
                     yield record
 
 

@@ -58,6 +58,13 @@ def _flat(tensor: Tensor) -> Any:
     return tensor.detach().as_strided((tensor.numel(),), (1,)).numpy()
 
 
+def is_half(input: Tensor) -> bool:
+    """Whether products with this input are float16, whose range is too small for their variance."""
+    device = input.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return (torch.get_autocast_dtype(device) if autocast else input.dtype) == torch.float16
+
+
 class Posterior(torch.autograd.Function):
     """(weight, log_sigma2) -> the mean of every weight, zero where alpha is at or above the limit; its variance; and
     the KL divergence summed over all weights. One function, because one pass over the weights serves all three."""
@@ -107,6 +114,7 @@ class AddNoise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
+        ctx.dtype = variance.dtype
         if _fused(mean, variance):
             from vdbench import kernels
 
@@ -117,7 +125,7 @@ class AddNoise(torch.autograd.Function):
             kernels.add_noise(*(_flat(t) for t in (mean, variance, noise, out)))
             ctx.save_for_backward(noise)
             return out
-        std = (variance.to(torch.promote_types(variance.dtype, torch.float32)).clamp_min(0.0) + EPS).sqrt()
+        std = (wide(variance).clamp_min(0.0) + EPS).sqrt()
         noise = torch.randn_like(std)
         ctx.save_for_backward(0.5 * noise / std)
         return (mean + std * noise).to(mean.dtype)
@@ -126,4 +134,4 @@ class AddNoise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         (by_variance,) = ctx.saved_tensors
-        return grad, (grad * by_variance).to(grad.dtype)
+        return grad, (grad * by_variance).to(ctx.dtype)

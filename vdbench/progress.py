@@ -33,22 +33,19 @@ class State:
 
 def states(suite: Suite, results: Path) -> list[State]:
     """The state of every job of a suite that leaves a record, in the order in which they can be run."""
-    return [State(*job, *_state(suite, job, records.run_folder(results, *job[1:]))) for job in suite.jobs()]
+    return [State(*job, *_state(suite, results, job)) for job in suite.jobs()]
 
 
-def _state(suite: Suite, job: tuple[str, str, str, int], folder: Path) -> tuple[str, str]:
-    stage = job[0]
-    path = folder / f"{stage}.json"
-    if path.exists():
-        try:
-            record = records.read(path)
-        except records.RecordError as error:
-            return "stale", str(error)
-        reason = records.staleness(record, suite, *job)
-        if reason:
-            return "stale", reason
-        return ("done", "") if record.status == "ok" else (record.status, record.message)
-    return _unfinished(folder, stage)
+def _state(suite: Suite, results: Path, job: tuple[str, str, str, int]) -> tuple[str, str]:
+    try:
+        record, reason = records.find(results, suite, *job)
+    except records.RecordError as error:
+        return "stale", str(error)
+    if record is None:
+        return _unfinished(records.run_folder(results, *job[1:]), job[0])
+    if reason:
+        return "stale", reason
+    return ("done", "") if record.status == "ok" else (record.status, record.message)
 
 
 def _unfinished(folder: Path, stage: str) -> tuple[str, str]:
@@ -58,9 +55,10 @@ def _unfinished(folder: Path, stage: str) -> tuple[str, str]:
     if not written:
         return "missing", ""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    failures = [line for line in lines if _FAILURE.match(line)]  # the message may go on in further lines
+    if failures:
+        return "failed", f"{failures[-1]} (see {log})"
     last = lines[-1] if lines else "nothing logged yet"
-    if _FAILURE.match(last):
-        return "failed", f"{last} (see {log})"
     return "running" if time.time() - max(written) < QUIET_S else "interrupted", last
 
 

@@ -199,32 +199,37 @@ def load(results: Path, suite: Suite) -> tuple[list[Record], list[str]]:
     was made from other weights than those trained last. Raises RecordError for a file that is not a record.
     """
     records, notes = [], []
-    trained: dict[tuple[str, str, int], str | None] = {}
     for job in suite.jobs():
-        stage, *_, seed = job
-        path = run_folder(results, *job[1:]) / f"{stage}.json"
-        name = f"{job[1]}/{job[2]}/seed{seed} {stage}"
-        if not path.exists():
+        stage, experiment, method, seed = job
+        name = f"{experiment}/{method}/seed{seed} {stage}"
+        record, reason = find(results, suite, *job)
+        if record is None:
             notes.append(f"missing: {name}")
-            continue
-        record = read(path)
-        reason = staleness(record, suite, *job)
-        if (
-            reason is None
-            and stage == "prune"
-            and record.trained_sha256 != trained.get(record.run, record.trained_sha256)
-        ):
-            reason = "made from other weights than those trained last"
-        if reason:
+        elif reason:
             notes.append(f"stale: {name}: {reason}")
         else:
             records.append(record)
-            if stage == "train":
-                trained[record.run] = record.weights_sha256
     return records, notes
 
 
-def staleness(record: Record, suite: Suite, stage: str, experiment: str, method: str, seed: int) -> str | None:
+def find(
+    results: Path, suite: Suite, stage: str, experiment: str, method: str, seed: int
+) -> tuple[Record | None, str | None]:
+    """The record in the place of this job, None where there is none, and why it is stale, None where it is not.
+
+    Raises RecordError for a file that is not a record.
+    """
+    path, train = (run_folder(results, experiment, method, seed) / f"{name}.json" for name in (stage, "train"))
+    if not path.exists():
+        return None, None
+    record = read(path)
+    reason = _staleness(record, suite, stage, experiment, method, seed)
+    if reason is None and stage == "prune" and train.exists() and read(train).weights_sha256 != record.trained_sha256:
+        reason = "made from other weights than those trained last"
+    return record, reason
+
+
+def _staleness(record: Record, suite: Suite, stage: str, experiment: str, method: str, seed: int) -> str | None:
     """Why a record is not that of this job of the suite as it stands now; None when it is."""
     if (record.stage, *record.run) != (stage, experiment, method, seed):
         return f"the record of {record.experiment}/{record.method}/seed{record.seed} {record.stage}"

@@ -6,7 +6,7 @@ Ashukha, Vetrov, *Variational Dropout Sparsifies Deep Neural Networks*, ICML 201
 """
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextvars import ContextVar
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vdbench.posterior import EPS, LOG_ALPHA_CLIP, AddNoise, Posterior, log_alpha, narrow, wide
+from vdbench.posterior import EPS, LOG_ALPHA_CLIP, AddNoise, Posterior, is_half, log_alpha, narrow, wide
 
 P_THRESHOLD = 0.95
 LOGA_THRESHOLD = 3.0
@@ -34,6 +34,7 @@ class VariationalDropout(nn.Module):
     """What every variational layer has: `log_sigma2` beside `weight`, thresholds, a mask and a KL divergence."""
 
     weight: Tensor
+    bias: Tensor | None
     log_sigma2: nn.Parameter
     mask_in_training: bool
 
@@ -69,13 +70,26 @@ class VariationalDropout(nn.Module):
         return cast(tuple[Tensor, Tensor, Tensor], posterior)
 
     def _training_moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the weights as training mode uses them."""
+        """Mean of the weights as training mode uses them, and their variance, of at least float32."""
         alpha_limit = math.exp(self.loga_threshold) if self.mask_in_training else math.inf
         mean, variance, kl = self._posterior(alpha_limit)
         # within no_grad, as in a checkpointed part, the value is there but not its gradient: it is computed again later
         if not torch.compiler.is_compiling() and kl.requires_grad and (collected := _collected.get()) is not None:
             collected[self] = kl
-        return mean.to(self.weight.dtype), variance.to(self.weight.dtype)
+        return mean.to(self.weight.dtype), variance
+
+    def _output(self, input: Tensor, product: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
+        """What the layer makes of an input, `product` being what a plain one makes of input, weight and bias."""
+        if not self.training:
+            return product(input, self.masked_weight(), self.bias)
+        mean, variance = self._training_moments()
+        if is_half(input):
+            with torch.autocast(input.device.type, enabled=False):
+                output_variance = product(wide(input).square(), variance, None)
+        else:
+            square, variance = narrow(input.square(), variance.to(self.weight.dtype))
+            output_variance = product(square, variance, None).to(self.weight.dtype)
+        return cast(Tensor, AddNoise.apply(product(input, mean, self.bias), output_variance))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, loga_threshold={self.loga_threshold}"
@@ -118,12 +132,7 @@ class VariationalDropoutLinear(VariationalDropout, nn.Linear):
         self._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return functional.linear(input, self.masked_weight(), self.bias)
-        mean, variance = self._training_moments()
-        square, narrow_variance = narrow(input.square(), variance)
-        output_variance = functional.linear(square, narrow_variance).to(variance.dtype)
-        return cast(Tensor, AddNoise.apply(functional.linear(input, mean, self.bias), output_variance))
+        return self._output(input, functional.linear)
 
 
 class VariationalDropoutConv2d(VariationalDropout, nn.Conv2d):
@@ -152,12 +161,7 @@ class VariationalDropoutConv2d(VariationalDropout, nn.Conv2d):
         self._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return self._conv_forward(input, self.masked_weight(), self.bias)
-        mean, variance = self._training_moments()
-        square, narrow_variance = narrow(input.square(), variance)
-        output_variance = self._conv_forward(square, narrow_variance, None).to(variance.dtype)
-        return cast(Tensor, AddNoise.apply(self._conv_forward(input, mean, self.bias), output_variance))
+        return self._output(input, self._conv_forward)
 
 
 VariationalDropoutConvolution2D = VariationalDropoutConv2d  # its name in the Chainer implementation

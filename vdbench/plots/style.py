@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from vdbench import outputs
 from vdbench.config import Experiment
@@ -112,10 +113,21 @@ def method_handles(methods: Sequence[str], **style: object) -> list[Line2D]:
     return [Line2D([], [], color=COLOURS[m], label=outputs.METHODS[m], **style) for m in methods]  # type: ignore[arg-type]
 
 
+class _PlainLogLocator(LogLocator):
+    """Ticks at 1, 2, 5, 10, 20; evenly spaced ones where fewer than four of these are in view."""
+
+    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+        ticks = np.asarray(super().tick_values(vmin, vmax))
+        if np.count_nonzero((ticks >= vmin) & (ticks <= vmax)) >= 4:
+            return ticks
+        even = np.asarray(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]).tick_values(vmin, vmax))
+        return even[even > 0]
+
+
 def plain_log_axis(axis: Axes, which: str, subs: tuple[int, ...] = (1, 2, 5)) -> None:
     """A logarithmic axis whose ticks read 1, 2, 5, 10 instead of powers; `subs` are those of a decade."""
     getattr(axis, f"set_{which}scale")("log")
     ticks = getattr(axis, f"{which}axis")
-    ticks.set_major_locator(LogLocator(subs=subs, numticks=12))
+    ticks.set_major_locator(_PlainLogLocator(subs=subs, numticks=12))
     ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     ticks.set_minor_locator(NullLocator())

@@ -1,11 +1,13 @@
 """Error against compression: every net, every variational run's curve over thresholds, published points."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
 
 from vdbench import outputs, published
 from vdbench.plots.style import COLOURS, MARKERS, NoData, View, method_handles, plain_log_axis
@@ -43,7 +45,7 @@ def _panel(axis: Axes, view: View) -> None:
     for net in nets:
         points = sorted(net.curve, key=lambda point: point.compression_ratio)
         ratios, curve = [p.compression_ratio for p in points], [p.error for p in points]
-        axis.plot(ratios, curve, color=COLOURS[net.method], linewidth=0.9, alpha=0.55, zorder=2)
+        axis.plot(ratios, curve, ".-", color=COLOURS[net.method], linewidth=0.9, markersize=4, alpha=0.55, zorder=2)
         look = {"color": COLOURS[net.method], "markeredgecolor": "white", "markersize": 7}
         axis.plot(_ratio(net), net.metrics["error"], MARKERS[net.method], **look, zorder=4)
     for row, colour in [*others, *paper]:
@@ -53,27 +55,32 @@ def _panel(axis: Axes, view: View) -> None:
         look = {"color": colour, "markeredgecolor": edge, "markersize": size}
         axis.plot(float(row.compression), float(row.error_pct), marker, **look, zorder=5)
     axis.set_ylim(0.8 * min(errors), top)
+    seeds = Counter(net.method for net in nets)
     above = [(_ratio(net), net.metrics["error"], net.method) for net in nets]
     above += [(float(row.compression), float(row.error_pct), "") for row, _ in others]
-    _name_what_is_above(axis, [point for point in above if point[1] > top], top)
+    _name_what_is_above(axis, [point for point in above if point[1] > top], top, seeds)
     axis.set(xlabel="Compression, |W| / |W ≠ 0|", ylabel=view.error_label, title=f"{view.title} ({view.source})")
 
 
-def _name_what_is_above(axis: Axes, points: Sequence[tuple[float, float, str]], top: float) -> None:
-    """One marker a method at the upper edge, with the errors that it stands for."""
+def _name_what_is_above(
+    axis: Axes, points: Sequence[tuple[float, float, str]], top: float, seeds: Mapping[str, int]
+) -> None:
+    """One marker a method under the upper edge, a line each, with the runs and errors that it stands for."""
     for line, method in enumerate(dict.fromkeys(method for *_, method in points)):
         ratios = sorted(ratio for ratio, _, name in points if name == method)
         errors = [error for _, error, name in points if name == method]
         middle = ratios[len(ratios) // 2]
-        span = f"{min(errors):.1f}" if len(errors) == 1 else f"{min(errors):.1f} to {max(errors):.1f}"
-        name = outputs.METHODS.get(method, THIRD_PARTY_LABEL)
+        span = " to ".join(dict.fromkeys(f"{end:.1f}" for end in (min(errors), max(errors))))
+        name = f"{outputs.METHODS[method]}, {len(errors)} of {seeds[method]} seeds" if method else THIRD_PARTY_LABEL
         colour = COLOURS.get(method, "#707070")
-        axis.plot(middle, top, MARKERS.get(method, "x"), color=colour, ms=8, clip_on=False, zorder=5)
+        down = -15 - 14 * line  # points, clear of what lies just under the edge
+        lowered = axis.transData + ScaledTranslation(0, down / 72, axis.figure.dpi_scale_trans)
+        axis.plot(middle, top, MARKERS.get(method, "x"), color=colour, ms=7, transform=lowered, zorder=5)
         left_half = middle < math.prod(axis.get_xlim()) ** 0.5
         axis.annotate(
             f"{name}: {span} % ↑",
             (middle, top),
-            xytext=(8 if left_half else -8, -12 - 14 * line),
+            xytext=(8 if left_half else -8, down),
             textcoords="offset points",
             ha="left" if left_half else "right",
             va="center",
@@ -96,7 +103,7 @@ def _handles(views: Sequence[View]) -> list[Line2D]:
         for handle in method_handles([method], marker=MARKERS[method], linestyle="", markersize=7)
     ]
     if curves:
-        handles.append(Line2D([], [], color="#808080", linewidth=1, label="one run, threshold varied"))
+        handles.append(Line2D([], [], marker=".", color="#808080", linewidth=1, label="one run, threshold varied"))
     rows = {row.method: row for view in views for row in published.rows("published", view.experiment)}
     for method in rows:
         style = {"marker": PUBLISHED_MARKERS[method], "linestyle": "", "color": "black", "markersize": 9}

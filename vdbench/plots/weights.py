@@ -104,14 +104,17 @@ def _inputs(view: View, shown: Sequence[tuple[Record, np.ndarray]]) -> Figure:
     counts = [np.count_nonzero(weight, axis=0).reshape(_SIDE, _SIDE) for _, weight in shown]
     figure = Figure(figsize=_size(shown))
     axes = figure.subplots(1, len(shown), squeeze=False).ravel()
-    highest = max(int(count.max()) for count in counts)
+    # a few pixels with many weights would leave all others dark: they share the last colour
+    top = max(2.0, np.percentile(np.concatenate([count[count > 0] for count in counts]), 99))
+    beyond = "max" if max(count.max() for count in counts) > top else "neither"
     image = None
     for axis, (record, _), count in zip(axes, shown, counts, strict=True):
-        image = axis.imshow(np.ma.masked_equal(count, 0), cmap="viridis", vmin=1, vmax=highest)
+        image = axis.imshow(np.ma.masked_equal(count, 0), cmap="viridis", vmin=1, vmax=top)
         axis.set_facecolor(REMOVED)
         _bare(axis, f"{outputs.METHODS[record.method]}\n{np.count_nonzero(count)} of {count.size} inputs used")
     assert image is not None
-    figure.colorbar(image, ax=list(axes), label="Weights left a pixel (grey: none)", shrink=0.8, pad=0.02, ticks=_WHOLE)
+    label = "Weights left a pixel (grey: none)"
+    figure.colorbar(image, ax=list(axes), label=label, shrink=0.8, pad=0.02, ticks=_WHOLE, extend=beyond)
     figure.suptitle(f"{view.title} ({view.source})\ninputs used, {_seeds(shown)}")
     return figure
 

@@ -25,10 +25,10 @@ def read_suite(files, settings):
 
 # Jobs find the `vdbench` beside the Python that runs Snakemake, in an activated environment or not.
 os.environ.update(PATH=os.pathsep.join((os.path.dirname(sys.executable), *os.get_exec_path())))
+# Snakemake insists on --cores before it runs anything on this machine: one core, then, for what needs no more.
+if workflow.resource_settings.cores is None:
+    workflow.resource_settings.cores = workflow.global_resources["_cores"] = 1
 SUITE, SUITE_FILE = read_suite(workflow.configfiles, workflow.config_settings.config)
-# Not a parameter of any rule: where the same bytes come from changes no result.
-if SUITE.mirror:
-    os.environ.setdefault("VDBENCH_MIRROR", SUITE.mirror)
 # The project's own runs of this suite, if it has any, are shown beside those of this machine.
 RECORDED = Path("results/recorded") / SUITE.suite
 # What stands for the method of the nets that are not trained.
@@ -56,7 +56,7 @@ def time_spec(wildcards):
 
 
 def suite_spec(wildcards):
-    return canonical(SUITE.model_dump(mode="json"))
+    return canonical(SUITE.model_dump(mode="json", exclude={"mirror"}))
 
 
 def data_report(wildcards):
@@ -88,9 +88,16 @@ def control_record(wildcards):
     return "results/{suite}/{experiment}/dense/seed{seed}/prune.json"
 
 
+def mirror(wildcards, input):
+    """The suite's mirror folder, as a flag. Taking `input` keeps it from being a reason to run a job again: where the
+    same bytes come from changes no result."""
+    return ["--mirror", SUITE.mirror] if SUITE.mirror else []
+
+
 def given(wildcards, input):
     """What a job starts from, as the flags of its verb."""
-    return [word for name, path in input.items() if name != "data" and path for word in (f"--{name}", path)]
+    inputs = [word for name, path in input.items() if name != "data" and path for word in (f"--{name}", path)]
+    return inputs + mirror(wildcards, input)
 
 
 def records(wildcards):

@@ -9,5 +9,6 @@ rule fetch:
         "../envs/vdbench.yaml"
     params:
         versions=versions("data"),
+        mirror=mirror,
     shell:
-        "vdbench fetch {wildcards.dataset:q} --output {output:q} > {log:q} 2>&1"
+        "vdbench fetch {wildcards.dataset:q} --output {output:q} {params.mirror:q} > {log:q} 2>&1"
