@@ -6,6 +6,7 @@ process has.
 """
 
 import numpy as np
+import torch
 from torch import nn
 
 from vdbench.config_timing import Backend
@@ -20,7 +21,7 @@ def vdbench(model: nn.Module, example: np.ndarray, threads: int) -> Run:
     """This package's engine."""
     from vdbench import compile_sparse
 
-    return compile_sparse(model, example, threads=threads)
+    return compile_sparse(model, torch.from_numpy(example), threads=threads)
 
 
 BACKENDS: dict[Backend, Build] = {
