@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vdbench import records
 from vdbench.config import RunSpec, Suite, SuiteError, load_suite, parse_case, parse_spec
@@ -137,6 +137,26 @@ def verify(args: argparse.Namespace) -> int:
     return verification.verify(args.folders, cache_folder=args.cache, mirror=args.mirror)
 
 
+def compile(args: argparse.Namespace) -> int:
+    """Compile a pruned net for this processor and say what runs how, and how fast."""
+    import torch
+
+    from vdbench import shipping
+    from vdbench.pruning import load_net
+    from vdbench.sparse import compile_sparse
+
+    try:
+        model: Any = load_net(Path(args.net))[0] if Path(args.net).exists() else shipping.load(args.net)
+    except KeyError as error:
+        raise records.RecordError(error.args[0]) from None
+    compiled = compile_sparse(model, torch.zeros(1, *model.input_shape), threads=args.threads)
+    print(compiled.summary())
+    if args.output:
+        compiled.save(args.output)
+        print(f"\n{args.output}: {args.output.stat().st_size:,} bytes, for vdbench.CompiledNet.load")
+    return 0
+
+
 def plan(args: argparse.Namespace) -> int:
     """Say which jobs a suite has left to do, how long they take and how that is known."""
     from vdbench import planning
@@ -251,6 +271,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--partial", action="store_true", help="leave out what is stale or missing, and say so")
     suite(plan).add_argument("--cores", type=_positive, default=8, help="as for snakemake (default: %(default)s)")
     suite(status)
+
+    sub = verb(compile)
+    sub.add_argument("net", help="a shipped net, such as lenet5-mnist-vd_warmup, or a pruned.npz")
+    sub.add_argument("--output", type=Path, metavar="FILE", help="keep the compiled net here (.npz)")
+    sub.add_argument("--threads", type=_positive, help="at the most (default: as many as PyTorch uses)")
 
     sub = verb(verify)
     sub.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="recorded suites (default: all)")

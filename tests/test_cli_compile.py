@@ -1,0 +1,36 @@
+"""`vdbench compile`: what runs how, and a file that computes the same."""
+
+import numpy as np
+import pytest
+import torch
+
+from vdbench import CompiledNet, cli, pruning
+from vdbench.models import LeNet300100
+
+
+@pytest.fixture
+def net(tmp_path, monkeypatch):
+    monkeypatch.setenv("VDBENCH_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    model = LeNet300100().eval()
+    for layer in (model.fc1, model.fc2):
+        layer.weight.data *= torch.rand_like(layer.weight) < 0.02
+    path = tmp_path / "pruned.npz"
+    pruning.save_net(path, model, {"model": "lenet300100", "num_classes": 10})
+    return path, model
+
+
+def test_compile(net, tmp_path, capsys):
+    path, model = net
+    kept = tmp_path / "compiled.npz"
+    assert cli.main(["compile", str(path), "--output", str(kept), "--threads", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "linear+clip fc1" in shown and "one example" in shown and "compiled.npz" in shown
+    images = np.random.default_rng(0).standard_normal((5, 1, 28, 28), np.float32)
+    expected = model(torch.from_numpy(images)).detach().numpy()
+    np.testing.assert_allclose(CompiledNet.load(kept)(images), expected, rtol=0, atol=1e-5)
+
+
+def test_unknown_nets_are_named(capsys):
+    assert cli.main(["compile", "no-such-net"]) == 2
+    assert "'no-such-net'" in capsys.readouterr().err
