@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vdbench.sparse import lowering, program, tiles
 from vdbench.sparse.graph import (
     Add,
     Affine,
@@ -161,6 +162,17 @@ def test_every_candidate_computes_the_graph(name, vectors):
     assert labels(graph, vectors)
     for label in labels(graph, vectors):
         assert_close(*every_way(graph, vectors, label))
+
+
+@pytest.mark.parametrize("lanes", [4, 8])
+@pytest.mark.parametrize("vectors", [0, 2])
+def test_narrower_vectors(lanes, vectors, monkeypatch):
+    for module in (lowering, tiles, program):
+        monkeypatch.setattr(module, "vector_lanes", lambda: lanes)
+    for way in lowering.candidates(
+        segment_of(Network(convolutional(), single=not vectors)).stencils[0], vectors * lanes
+    ):
+        assert_close(*every_way(convolutional(), vectors, way.label))
 
 
 @pytest.mark.parametrize("name", GRAPHS)
