@@ -15,6 +15,7 @@ from vdbench.sparse.layout import Arena, Geometry, Place, geometries, maps
 from vdbench.sparse.lowering import Step, batch_copy_step, candidates, single_copy_step
 from vdbench.sparse.stencil import Stencil
 
+FARTHEST = 2**31 - 1  # bytes that a place in the arena can be counted in
 ARENA = 0  # the first base address; those of the inputs and outputs follow
 
 
@@ -57,9 +58,8 @@ class Segment:
     def crossing(self, split: int) -> set[str] | None:
         """The values made before stencil `split` and read after it; None if one of them is read before it too."""
         before, after = self.stencils[:split], self.stencils[split:]
-        made = {*self.inputs, *(s.name for s in before)} if split else set(self.inputs)
-        read = {name for s in after for name in s.inputs} | set(self.outputs)
-        crossing = made & read
+        made = {*self.inputs, *(s.name for s in before)}
+        crossing = made & {*self.outputs, *(name for s in after for name in s.inputs)}
         early = {name for s in before for name in s.inputs}
         return None if crossing & early else crossing
 
@@ -97,6 +97,8 @@ class Program:
         arena = Arena()
         stages = self._batch(arena, vectors, split) if vectors else self._single(arena)
         self.arena_bytes = arena.size
+        if self.arena_bytes > FARTHEST:
+            raise ValueError(f"the values of this network take {arena.size:,} bytes; kernels reach {FARTHEST:,}")
         self._kept: list[np.ndarray] = []  # native code knows their addresses
         linked = [(self._linked(calls), len(calls), repeats) for repeats, calls in stages if calls]
         self.stages = self._keep(np.array(linked, np.int64).reshape(-1, 3))
@@ -152,7 +154,8 @@ class Program:
         segment, lanes = self.segment, vector_lanes()
         one, many = (geometries(segment.halos(), n * lanes, lanes) for n in (1, vectors))
         late = {s.name for s in segment.stencils[split:]} | (segment.crossing(split) or set())
-        late = late if split else set(segment.shapes)
+        if not split:
+            late = set(segment.shapes)
         places = self._places(arena, {n: many if n in late else one for n in segment.shapes})
         vector, outputs = lanes * FLOAT_BYTES, 1 + len(segment.inputs)
         move = {name: vector if name in late else 0 for name in segment.shapes}
