@@ -262,9 +262,7 @@ def build_copy(code: Code, source: Value, destination: Value, tables: Value, ker
     with code.loop(count) as r:
         src = code.at(source, code.element(places, b.mul(r, I64(2)), I64))
         dst = code.at(destination, code.element(places, b.add(b.mul(r, I64(2)), I64(1)), I64))
-        with code.loop(I64(kernel.floats)) as k:
-            at = b.mul(k, I64(FLOAT_BYTES))
-            code.store(code.load(code.at(src, at), FLOAT), code.at(dst, at))
+        code.intrinsic("memcpy.p0.p0.i64", ir.VoidType(), dst, src, I64(kernel.floats * FLOAT_BYTES), I1(0))
 
 
 BUILDERS: dict[type, Callable[..., None]] = {

@@ -57,7 +57,7 @@ class CompiledNet:
             raise TypeError(f"compiled for the CPU, the batch is on {batch.device}: move it with .cpu()")
         array = batch.detach().numpy() if tensor else batch
         if array.shape == self._one_shape:
-            out = self._one(array)  # type: ignore[misc]
+            out = self._one(np.ascontiguousarray(array))  # type: ignore[misc]
         elif array.ndim == 0 or array.shape[1:] != self.graph.input.shape:
             wanted = ", ".join(map(str, self.graph.input.shape))
             raise ValueError(f"compiled for batches (N, {wanted}), not {array.shape}")

@@ -220,6 +220,10 @@ class Bound:
     def __call__(self, addresses: Sequence[int], groups: int) -> None:
         """Run on so many groups of `program.examples` examples, whose inputs and outputs lie one behind the other at
         these addresses; `again` runs on the same ones once more."""
+        self.point_to(addresses, groups)
+        self.again()
+
+    def point_to(self, addresses: Sequence[int], groups: int) -> None:
+        """What `again` will run on."""
         self._bases[0, 1:] = addresses
         self._counts[1] = groups
-        self.again()
