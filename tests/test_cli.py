@@ -96,6 +96,13 @@ def test_every_verb_explains_itself(verb, capsys):
     assert getattr(cli, verb).__doc__.split(";")[0].split(",")[0] in " ".join(capsys.readouterr().out.split())
 
 
+def test_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert re.fullmatch(r"vdbench \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["plan"], ["plan", "x.yaml", "--cores", "many"]])
 def test_bad_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -459,6 +466,21 @@ def test_record_is_all_or_nothing(recorded, monkeypatch):
     assert [path.name for path in recorded.parent.iterdir()] == ["tiny"]
 
 
+def test_record_puts_back_what_it_could_not_replace(recorded, monkeypatch):
+    before = sorted((path, path.read_bytes()) for path in recorded.rglob("*.json"))
+    rename = Path.rename
+
+    def interrupted(self, target):
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    assert cli.main(["record", "tiny.yaml"]) == 130
+    assert sorted((path, path.read_bytes()) for path in recorded.rglob("*.json")) == before
+    assert [path.name for path in recorded.parent.iterdir()] == ["tiny"]
+
+
 def test_record_replaces_what_was_recorded_before(recorded):
     (recorded / "fc/old/seed0").mkdir(parents=True)
     assert cli.main(["record", "tiny.yaml"]) == 0
@@ -513,6 +535,14 @@ def test_a_shipped_net_is_loaded_by_name_and_errs_as_recorded(recorded, sparse):
     model = vdbench.load("fc-vd_warmup-seed0", sparse=sparse)
     assert not model.training
     assert metrics.evaluate(model, digits.eval_images, digits.eval_labels)["error"] == record.metrics["error"]
+
+
+def test_nets_that_came_with_the_package_are_found_beside_those_of_this_folder(recorded, monkeypatch, tmp_path):
+    shipped = tmp_path / "package" / "recorded"
+    shutil.copytree(recorded / "fc", shipped / "paper" / "net")
+    monkeypatch.setattr(shipping, "_SHIPPED", (shipped,))
+    for name in ("net-vd_warmup-seed0", "fc-vd_warmup-seed0"):
+        assert metrics.size(vdbench.load(name)).weights == 266_200
 
 
 def test_loading_a_net_that_is_not_shipped_lists_those_that_are(recorded):

@@ -145,6 +145,9 @@ def test_files_that_are_no_suite_are_refused_naming_the_file(tmp_path):
     broken.write_text("suite: [")
     with pytest.raises(SuiteError, match=r"broken\.yaml: cannot be read as YAML"):
         load_suite(broken)
+    broken.write_text("# nothing but a comment\n")
+    with pytest.raises(SuiteError, match=r"broken\.yaml: is empty"):
+        load_suite(broken)
     broken.write_text("- just a list")
     with pytest.raises(SuiteError, match=r"broken\.yaml: top level"):
         load_suite(broken)
@@ -223,6 +226,28 @@ def test_a_density_changes_only_its_own_spec():
     assert set(before.items()) - set(after.items()) == {
         (("time", "conv", "density0.1", 3), before["time", "conv", "density0.1", 3])
     }
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "suggested"),
+    [
+        ("experiments/fc/seeds", "seed", "did you mean seeds?"),
+        ("experiments/fc/methods/dense", "danse", "did you mean dense?"),
+        ("experiments/fc/methods/dense/epochs", "epoch", "did you mean epochs?"),
+        ("experiments/fc/methods/vd_finetune/kl_zero_epochs", "kl_zero_epoch", "did you mean kl_zero_epochs?"),
+        ("experiments/fc/methods/dense/epochs", "passes", "configs/README.md lists every key"),
+    ],
+)
+def test_an_unknown_key_comes_first_with_the_one_that_was_meant(right, wrong, suggested):
+    *place, name = right.split("/")
+    mistyped = content()
+    section = mistyped
+    for part in place:
+        section = section[part]
+    section[wrong] = section.pop(name)
+    with pytest.raises(SuiteError) as caught:
+        parse_suite(mistyped, "my.yaml")
+    assert str(caught.value).splitlines()[0] == f"my.yaml: {'.'.join([*place, wrong])}: unknown key; {suggested}"
 
 
 @pytest.mark.parametrize("stage", ["train", "time"])

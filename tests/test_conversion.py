@@ -382,6 +382,15 @@ def test_autocast_noise_has_its_standard_deviation():
     torch.testing.assert_close(draws.std(0), expected.expand(4), rtol=0.03, atol=0)
 
 
+def test_a_model_that_is_variational_already_is_refused_saying_so():
+    with pytest.raises(
+        ValueError, match=r"Sequential has no .* to make variational; it is variational already: 0, 2\.2, 3"
+    ):
+        to_variational_dropout(network())
+    with pytest.raises(ValueError, match="to make variational; it is variational already: itself"):
+        to_variational_dropout(VariationalDropoutLinear(2, 2))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_float16_trains_at_the_loss_scale_that_pytorch_starts_with(dtype):
     """Under autocast, and with layers that are float16 themselves; a plain net of this size has no trouble there."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vdbench import cli, metrics, netfile, records, shipping, tables
+from vdbench import cli, data, metrics, netfile, records, shipping, tables
 from vdbench.config import BASELINE_METHODS, load_suite
 from vdbench.pruning import load_net
 
@@ -68,6 +68,13 @@ def test_every_run_came_from_the_recorded_nets_it_is_compared_with(found):
 
 def test_recorded_set_is_small():
     assert sum(path.stat().st_size for path in RECORDED.rglob("*") if path.is_file()) < 5_000_000
+
+
+@pytest.mark.real_data
+def test_shipped_nets_agree_with_their_records_to_the_last_digit(capsys):
+    if data.available("mnist") == "to download":
+        pytest.skip("MNIST is neither in the cache nor in VDBENCH_MIRROR")
+    assert cli.main(["verify", str(RECORDED)]) == 0, capsys.readouterr().out
 
 
 def test_a_shipped_net_loads_by_name(found):

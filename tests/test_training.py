@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 import random
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,6 +154,15 @@ def test_checkpoint_of_other_code_is_ignored(data, tmp_path, steps, monkeypatch,
     tiny.train(tiny.spec("dense"), tmp_path, data)
     assert "starting over" in caplog.text
     assert steps.taken == 18
+
+
+def test_log_lines_go_around_the_progress_bar(data, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    console, written = logging.StreamHandler(sys.stdout), []
+    monkeypatch.setattr(logging.getLogger(), "handlers", [*logging.getLogger().handlers, console])
+    monkeypatch.setattr(training.tqdm, "write", lambda text, **_: written.append(text))
+    tiny.train(tiny.spec("dense"), tmp_path, data, progress=True)
+    assert [text.split()[1] for text in written] == ["1/3", "2/3", "3/3"]
 
 
 # --- seeds
@@ -434,6 +444,23 @@ def test_run_that_never_was_good_leaves_its_initial_weights(data, tmp_path):
     assert all(torch.equal(value, initial[name]) for name, value in tiny.weights(tmp_path).items())
     pruned = pruning.prune(spec, suite="tiny", output=tmp_path, data=data, weights=tmp_path / "weights.pt")
     assert pruned.status == "diverged"
+
+
+def test_a_parameter_that_is_no_number_after_the_last_step_is_divergence(data, tmp_path, monkeypatch):
+    """Such a log_sigma2 would count as removed, and no loss has felt it yet."""
+    step, taken = torch.optim.Adam.step, []
+
+    def spoil(self):
+        step(self)
+        taken.append(None)
+        if len(taken) == 12:  # two epochs
+            with torch.no_grad():
+                self.param_groups[1]["params"][0][0, 0] = torch.nan
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spoil)
+    record = tiny.train(tiny.spec("vd_warmup"), tmp_path, data)
+    assert (record.status, record.message) == ("diverged", "loss or weights stopped being numbers in epoch 2")
+    assert all(value.isfinite().all() for value in tiny.weights(tmp_path).values())
 
 
 def test_run_that_diverges_stops_at_once(data, tmp_path, steps):

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,6 +218,7 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog="vdbench", description="Sparse variational dropout, reproduced: from one command to the table."
     )
+    root.add_argument("--version", action="version", version=f"%(prog)s {version('vdbench')}")
     verbs = root.add_subparsers(metavar="VERB", required=True)
 
     def verb(function: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:

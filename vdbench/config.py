@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -11,6 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from vdbench.config_timing import Case, CaseSpec, Name, Seed, Strict, Synthetic, Timing
+from vdbench.mistakes import explain
 
 DatasetName = Literal["mnist", "digits"]
 ModelName = Literal["lenet300100", "lenet5"]
@@ -264,24 +264,12 @@ def spec_sha256(spec: dict[str, Any]) -> str:
     return hashlib.sha256(canonical(spec).encode()).hexdigest()
 
 
-def _explain(error: ValidationError, where: str) -> str:
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"] if not str(part).startswith("function-"))
-        known = ""
-        if item["type"] == "extra_forbidden":
-            item["msg"] = "unknown key"
-            known = " (did you mistype it? see configs/README.md for every key)"
-        lines.append(f"{where}: {key or 'top level'}: {re.sub('^Value error, ', '', item['msg'])}{known}")
-    return "\n".join(lines)
-
-
 def parse_suite(content: Any, where: str) -> Suite:
     """A validated suite. Raises SuiteError with one line for every wrong key."""
     try:
         return Suite.model_validate(content)
     except ValidationError as error:
-        raise SuiteError(_explain(error, where)) from None
+        raise SuiteError(explain(error, where, Suite)) from None
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -308,6 +296,8 @@ def load_suite(path: Path) -> Suite:
         raise SuiteError(f"{path}: no such suite file (there are: {known})") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SuiteError(f"{path}: cannot be read as YAML: {error}") from None
+    if content is None:
+        raise SuiteError(f"{path}: is empty; configs/README.md says what a suite file holds")
     return parse_suite(content, str(path))
 
 
@@ -325,4 +315,4 @@ def _parse(text: str, kind: type[Spec], where: str) -> Spec:
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        raise SuiteError(_explain(error, where)) from None
+        raise SuiteError(explain(error, where, kind)) from None

@@ -44,9 +44,15 @@ def record(suite: Suite, results: Path, target: Path, *, partial: bool = False) 
             beside = _BESIDE.get(item.stage)
             if beside and (source / beside).exists() and not (item.stage == "prune" and item.method == "dense"):
                 shutil.copyfile(source / beside, copy / beside)
-        if target.exists():
-            target.rename(Path(temporary) / "old")
-        new.rename(target)
+        old = Path(temporary) / "old"
+        try:
+            if target.exists():
+                target.rename(old)
+            new.rename(target)
+        except BaseException:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise
     return notes
 
 
@@ -64,10 +70,11 @@ def load(name: str, *, sparse: bool = False) -> "nn.Module":
     from vdbench.sparse import to_cpu_sparse
 
     nets = {}
-    for path in sorted(recorded().glob("*/*/*/*/pruned.npz")):
-        experiment, method, seed = path.parts[-4:-1]
-        nets[f"{experiment}-{method}-{seed}"] = path
-        nets.setdefault(f"{experiment}-{method}", path)
+    for folder in (FOLDER, *_SHIPPED):  # this folder's own runs first, but they may be of other nets
+        for path in sorted(folder.glob("*/*/*/*/pruned.npz")):
+            experiment, method, seed = path.parts[-4:-1]
+            nets.setdefault(f"{experiment}-{method}-{seed}", path)
+            nets.setdefault(f"{experiment}-{method}", path)
     if name not in nets:
         known = ", ".join(net for net in nets if "-seed" in net) or f"none in {recorded()}"
         raise KeyError(f"no shipped net is called {name!r}; there are: {known}")

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vdbench import metrics, records
 from vdbench.baselines import GradualPruner
@@ -122,6 +124,8 @@ class Training:
                 bar.update(DIVERGENCE_CHECK_STEPS)
         bar.update(steps % DIVERGENCE_CHECK_STEPS)
         class_loss_mean, kl_mean = (totals / steps).tolist()
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            return None  # said here, for a log_sigma2 that is no number would count as sparsity
         evaluated = metrics.evaluate(self.model, data.eval_images, data.eval_labels)
         if not math.isfinite(class_loss_mean + kl_mean + evaluated["cross_entropy"]):
             return None
@@ -144,7 +148,9 @@ class Training:
         """Train the epochs that are left; `save` is handed a checkpoint now and then. False when the run diverged."""
         epochs, saved_at = self.spec.recipe.epochs, time.monotonic()
         steps = len(self.data.train_labels) // self.spec.recipe.batch_size
-        with tqdm(total=epochs * steps, initial=len(self.history) * steps, disable=not progress, unit="step") as bar:
+        around_the_bar = logging_redirect_tqdm() if progress else nullcontext()
+        bar = tqdm(total=epochs * steps, initial=len(self.history) * steps, disable=not progress, unit="step")
+        with around_the_bar, bar:
             for epoch in range(len(self.history), epochs):
                 # every epoch has randomness of its own, so a resumed run draws what an undisturbed one would have
                 torch.manual_seed(derived_seed(self.spec.seed, "noise", epoch))

@@ -201,7 +201,9 @@ def to_variational_dropout(
     spared = {id(inner) for name in skip for inner in model.get_submodule(name).modules()}
     layers = [m for m in model.modules() if type(m) in _VARIATIONAL and id(m) not in spared]
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no nn.Linear or nn.Conv2d layer to make variational")
+        already = ", ".join(name or "itself" for name, _ in variational_layers(model))
+        why = f"; it is variational already: {already}" if already else ""
+        raise ValueError(f"{type(model).__name__} has no nn.Linear or nn.Conv2d layer to make variational{why}")
     _check_options(p_threshold, loga_threshold, initial_log_sigma2)
     for layer in layers:
         layer.__class__ = _VARIATIONAL[type(layer)]

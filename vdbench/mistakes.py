@@ -1,0 +1,34 @@
+"""What is wrong with a suite file or a spec, in words that its writer can act on."""
+
+import difflib
+import re
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
+    """A line for every wrong key of a `kind`; unknown ones first, for a key may be missing because it was mistyped."""
+    lines = []
+    for item in sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden"):
+        place = [str(part) for part in item["loc"] if not str(part).startswith("function-")]
+        message = re.sub("^Value error, ", "", item["msg"])
+        if item["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(place[-1], _keys_beside(place, kind), n=1)
+            message = f"unknown key; {f'did you mean {close[0]}?' if close else 'configs/README.md lists every key'}"
+        lines.append(f"{where}: {'.'.join(place) or 'top level'}: {message}")
+    return "\n".join(lines)
+
+
+def _keys_beside(place: list[str], kind: type[BaseModel]) -> list[str]:
+    """The keys of the section that a key lies in."""
+    for part in place[:-1]:  # those that are no field are names, of experiments
+        if part in kind.model_fields:
+            kind = _section(kind.model_fields[part].annotation) or kind
+    return list(kind.model_fields)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section, get_args(annotation))), None)
