@@ -114,11 +114,11 @@ def method_handles(methods: Sequence[str], **style: object) -> list[Line2D]:
 
 
 class _PlainLogLocator(LogLocator):
-    """Ticks at 1, 2, 5, 10, 20; evenly spaced ones where fewer than four of these are in view."""
+    """Ticks at 1, 2, 5, 10, 20; evenly spaced ones where under a decade and fewer than four of these are in view."""
 
     def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
         ticks = np.asarray(super().tick_values(vmin, vmax))
-        if np.count_nonzero((ticks >= vmin) & (ticks <= vmax)) >= 4:
+        if vmax >= 10 * vmin or np.count_nonzero((ticks >= vmin) & (ticks <= vmax)) >= 4:
             return ticks
         even = np.asarray(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]).tick_values(vmin, vmax))
         return even[even > 0]
