@@ -97,9 +97,9 @@ def test_work_of_linear_layers_is_their_weights():
 def test_record_says_what_was_timed_and_reads_back(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "calibrate", lambda: {"fma": 123.0})
     suite = parse_suite(SUITE, "tiny")
-    record = timing.time_inference(spec("conv", "density0.1"), suite="tiny", output=tmp_path)
-    assert records.read(tmp_path / "time.json") == record
-    assert records.staleness(record, suite, "time", "conv", "density0.1", 0) is None
+    folder = records.run_folder(tmp_path, "conv", "density0.1", 0)
+    record = timing.time_inference(spec("conv", "density0.1"), suite="tiny", output=folder)
+    assert records.find(tmp_path, suite, "time", "conv", "density0.1", 0) == (record, None)
     assert record.run == ("conv", "density0.1", 0) and (record.dataset, record.model) == ("random", "conv3x3")
     assert record.size is not None and record.size.nonzero_weights == 14
     assert record.limits == {"fma": 123.0}
