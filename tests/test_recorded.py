@@ -8,6 +8,7 @@ import pytest
 from vdbench import cli, data, metrics, netfile, records, shipping, tables
 from vdbench.config import BASELINE_METHODS, load_suite
 from vdbench.pruning import load_net
+from vdbench.sparse import SparseModule
 
 ROOT = Path(__file__).parent.parent
 SUITE_FILE = ROOT / "configs" / "paper.yaml"
@@ -83,4 +84,4 @@ def test_a_shipped_net_loads_by_name(found):
     dense, sparse = shipping.load(name), shipping.load(name, sparse=True)
     arrays, _ = netfile.read_arrays(records.run_folder(RECORDED, *record.run) / "pruned.npz")
     assert metrics.size(dense).nonzero_weights == sum((a != 0).sum() for n, a in arrays.items() if n.endswith("weight"))
-    assert type(sparse) is type(dense)
+    assert isinstance(sparse, SparseModule)

@@ -18,7 +18,7 @@ from vdbench import outputs
 from vdbench.config import Experiment
 from vdbench.records import Record, atomic_write, run_folder
 
-DPI = 160
+DPI = 100
 PALETTE = [to_hex(colour) for colour in seaborn.color_palette("colorblind")]
 COLOURS = dict(zip(outputs.METHODS, [PALETTE[i] for i in (7, 0, 3, 2, 1)], strict=True))
 MARKERS = dict(zip(outputs.METHODS, "osD^v", strict=True))
