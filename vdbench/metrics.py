@@ -82,6 +82,17 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def _observe(model: nn.Module, example: Tensor, hooks: dict[str, Callable[..., None]]) -> None:
+    """Run the model once in eval mode with a forward hook on each named layer."""
+    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
+    try:
+        with torch.no_grad(), _evaluating(model):
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def multiply_adds(model: nn.Module, example: Tensor) -> MultiplyAdds:
     """Multiply-adds for one example, dense and with the zeros left out (each weight times its output positions).
 
@@ -98,13 +109,7 @@ def multiply_adds(model: nn.Module, example: Tensor) -> MultiplyAdds:
         return hook
 
     found = weights(model)
-    handles = [model.get_submodule(name).register_forward_hook(count(name)) for name in found]
-    try:
-        with torch.no_grad(), _evaluating(model):
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    _observe(model, example, {name: count(name) for name in found})
     dense = sum(weight.numel() * positions.get(name, 0) for name, weight in found.items())
     left = sum(int(torch.count_nonzero(weight)) * positions.get(name, 0) for name, weight in found.items())
     return MultiplyAdds(dense=dense, left=left, theoretical_speedup=dense / max(left, 1))
@@ -134,13 +139,7 @@ def work(model: nn.Module, example: Tensor) -> Work:
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_hook(count(name)) for name in found]
-    try:
-        with torch.no_grad(), _evaluating(model):
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    _observe(model, example, {name: count(name) for name in found})
     return Work(**totals)
 
 
