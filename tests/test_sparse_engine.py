@@ -1,5 +1,6 @@
 """compile_sparse: any batch, any mixture of PyTorch and native code, files, the cache, and what is refused."""
 
+import copy
 import json
 import logging
 
@@ -13,6 +14,7 @@ from vdbench.netfile import NetFileError
 from vdbench.sparse import CompiledNet, compile_sparse, engine, machine, storage, to_cpu_sparse
 from vdbench.sparse.plan import PYTORCH, Item, Network, Plan, choose, fastest, place, stretches
 from vdbench.sparse.running import Pool, Runner
+from vdbench.sparse.summary import describe
 from vdbench.sparse.tracing import Untraceable, trace
 from vdbench.variational import to_variational_dropout
 
@@ -193,6 +195,14 @@ def test_files(compiled, tmp_path, monkeypatch):
     batch = np.random.default_rng(0).standard_normal((20, 2, 10, 10), np.float32)
     np.testing.assert_array_equal(again(batch), compiled(batch))
     assert again.graph.removed == compiled.graph.removed and again.summary() == compiled.summary()
+
+
+def test_ways_that_took_equally_long_are_told_in_one_order(compiled):
+    plans, reversed_plans = copy.deepcopy(compiled.plans), copy.deepcopy(compiled.plans)
+    for made, other in zip(plans["batch"].items, reversed_plans["batch"].items, strict=True):
+        made.seconds = dict.fromkeys(made.seconds, 1e-6)
+        other.seconds = dict(reversed(made.seconds.items()))
+    assert describe(compiled.graph, plans) == describe(compiled.graph, reversed_plans)
 
 
 def test_another_machine_makes_its_own_plans(compiled, tmp_path, monkeypatch):
