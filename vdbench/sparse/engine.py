@@ -23,7 +23,7 @@ from vdbench.sparse.tracing import trace
 
 log = logging.getLogger("vdbench")
 
-PLAN_VERSION = 1  # raised when plans of before no longer fit the code
+PLAN_VERSION = 2  # raised when plans of before no longer fit the code
 
 
 class CompiledNet:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -37,14 +38,16 @@ class Input(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear(Op):
-    """weight (out, in), bias (out,)."""
+class Weighted(Op):
+    """What linear layers and convolutions share."""
 
     weight: np.ndarray = field(repr=False)
     bias: np.ndarray = field(repr=False)
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        return functional.linear(inputs[0], torch.from_numpy(self.weight), torch.from_numpy(self.bias))
+    @cached_property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias as PyTorch takes them; made once, since small layers are computed in as little time."""
+        return torch.from_numpy(self.weight), torch.from_numpy(self.bias)
 
     @property
     def weight_count(self) -> int:
@@ -52,12 +55,18 @@ class Linear(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conv2d(Op):
+class Linear(Weighted):
+    """weight (out, in), bias (out,)."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return functional.linear(inputs[0], *self.tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv2d(Weighted):
     """weight (out, in / groups, height, width); bias (out,), or (out, H, W) where it differs from place to place.
     Padding is with zeros."""
 
-    weight: np.ndarray = field(repr=False)
-    bias: np.ndarray = field(repr=False)
     stride: Pair = (1, 1)
     padding: Padding = (0, 0, 0, 0)
     dilation: Pair = (1, 1)
@@ -68,16 +77,10 @@ class Conv2d(Op):
         value, padding = inputs[0], (top, left)
         if (top, left) != (bottom, right):
             value, padding = functional.pad(value, (left, right, top, bottom)), (0, 0)
-        bias = torch.from_numpy(self.bias)
+        weight, bias = self.tensors
         everywhere = bias if bias.dim() == 1 else None
-        out = functional.conv2d(
-            value, torch.from_numpy(self.weight), everywhere, self.stride, padding, self.dilation, self.groups
-        )
+        out = functional.conv2d(value, weight, everywhere, self.stride, padding, self.dilation, self.groups)
         return out if everywhere is not None else out + bias
-
-    @property
-    def weight_count(self) -> int:
-        return int(np.count_nonzero(self.weight))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from vdbench.sparse.lowering import candidates
 from vdbench.sparse.machine import rate
 from vdbench.sparse.program import Bound, Program, Segment
 from vdbench.sparse.stencil import Stencil, fuse, source
+from vdbench.sparse.torch_run import TorchRun
 
 PYTORCH = "torch"
 BATCH_VECTORS = 4  # a batch is planned for this many vectors of examples
@@ -105,40 +106,15 @@ class Plan:
 
 def fastest(run: Callable[[], object], limit: float = float("inf")) -> float:
     """Seconds of the fastest call, after a warm-up, over calls that take `SAMPLE_S` together, three at least; what
-    takes longer than `limit` at first is not tried again."""
-    best, spent, calls = float("inf"), 0.0, -1
-    while calls < 3 or (spent < SAMPLE_S and calls < 200):
+    takes longer than `limit` is not tried again."""
+    run()  # may be many times slower than the next call
+    best, spent, calls = float("inf"), 0.0, 0
+    while not calls or (best <= limit and calls < 200 and (calls < 3 or spent < SAMPLE_S)):
         started = time.perf_counter()
         run()
         taken = time.perf_counter() - started
-        calls += 1
-        if calls or taken > limit:
-            best, spent = min(best, taken), spent + taken
-        if taken > limit:
-            break
+        best, spent, calls = min(best, taken), spent + taken, calls + 1
     return best
-
-
-class TorchRun:
-    """Operations in PyTorch, from values to values, all of them batches."""
-
-    def __init__(self, network: Network, ops: Sequence[Op], inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        self.ops, self.inputs, self.outputs = tuple(ops), tuple(inputs), tuple(outputs)
-        self._views = network.views
-
-    @torch.no_grad()
-    def __call__(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        known = dict(zip(self.inputs, values, strict=True))
-
-        def get(name: str) -> torch.Tensor:
-            if name not in known:
-                view = self._views[name]
-                known[name] = view(get(view.inputs[0]))
-            return known[name]
-
-        for op in self.ops:
-            known[op.name] = op(*map(get, op.inputs))
-        return [get(name) for name in self.outputs]
 
 
 def measure(network: Network) -> Plan:
@@ -172,8 +148,8 @@ def _native_seconds(network: Network, stencil: Stencil, vectors: int) -> dict[st
 def _torch_seconds(network: Network, item: Stencil | Op, limit: float) -> float:
     """PyTorch's time for an item, on random values."""
     generator, names = torch.Generator().manual_seed(0), network.inputs(item)
-    values = [torch.rand(network.examples, *network.shapes[name], generator=generator) for name in names]
-    run = TorchRun(network, operations(item), names, [item.name])
+    values = [torch.rand(network.examples, *network.shapes[name], generator=generator).numpy() for name in names]
+    run = TorchRun(operations(item), network.views, names, [item.name])
     return fastest(lambda: run(values), limit)
 
 

@@ -5,15 +5,14 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
-import torch
 
-from vdbench.sparse.graph import Conv2d, Op, Shape
+from vdbench.sparse.graph import Shape
 from vdbench.sparse.jit import vector_lanes
-from vdbench.sparse.plan import BATCH_VECTORS, Item, Network, Plan, TorchRun, choose, operations, stretches
+from vdbench.sparse.plan import BATCH_VECTORS, Item, Network, Plan, choose, operations, stretches
 from vdbench.sparse.program import Bound, Program, Segment
+from vdbench.sparse.torch_run import TorchRun
 
 SMALL = 8192  # numbers that are copied faster than their place is found
 WORTH_A_THREAD_S = 1e-4  # less work than this stays on the calling thread
@@ -24,6 +23,7 @@ class NativeRun:
 
     def __init__(self, segment: Segment, items: Sequence[Item], plan: Plan) -> None:
         self.segment, self.single = segment, plan.examples == 1
+        self.inputs, self.outputs = segment.inputs, segment.outputs
         self.split = choose(items, segment)
         self.choices = {item.name: item.chosen for item in items}
         self.block = 1 if self.single else vector_lanes()
@@ -66,8 +66,8 @@ class NativeRun:
             addresses = [address + groups * move for address, move in zip(addresses, moves, strict=True)]
 
     def __call__(self, arrays: Sequence[np.ndarray], pool: "Pool") -> list[np.ndarray]:
-        """Inputs (N, ...) float32, contiguous; outputs alike."""
-        count = len(arrays[0])
+        """Inputs (N, ...) float32; outputs alike, contiguous."""
+        arrays, count = [np.ascontiguousarray(array) for array in arrays], len(arrays[0])
         outputs = [np.empty((count, *shape), np.float32) for shape in self._shapes[len(arrays) :]]
         everything = [*arrays, *outputs]
         addresses = [a.ctypes.data for a in everything]
@@ -156,8 +156,8 @@ class Runner:
                 self.stretches.append(NativeRun(segment, items, plan))
             else:
                 ops = [op for item in run for op in operations(item)]
-                ops = [_channels_last(op) for op in ops] if plan.channels_last else ops
-                self.stretches.append(TorchRun(network, ops, segment.inputs, segment.outputs))
+                names = segment.inputs, segment.outputs
+                self.stretches.append(TorchRun(ops, network.views, *names, channels_last=plan.channels_last))
         self.one: OneExample | None = None
         if network.single and len(self.stretches) == 1 and isinstance(self.stretches[0], NativeRun):
             self.one = OneExample(self.stretches[0], network.graph.output.shape)
@@ -167,23 +167,7 @@ class Runner:
             return self.one(batch)
         values: dict[str, np.ndarray] = {self.network.input: batch}
         for stretch in self.stretches:
-            if isinstance(stretch, NativeRun):
-                names = stretch.segment.outputs
-                made = stretch([np.ascontiguousarray(values[name]) for name in stretch.segment.inputs], pool)
-            else:
-                given = [torch.from_numpy(values[name]) for name in stretch.inputs]
-                given = [_last(value) for value in given] if self.plan.channels_last else given
-                names, made = stretch.outputs, [value.numpy() for value in stretch(given)]
-            values |= zip(names, made, strict=True)
+            given = [values[name] for name in stretch.inputs]
+            made = stretch(given) if isinstance(stretch, TorchRun) else stretch(given, pool)
+            values |= zip(stretch.outputs, made, strict=True)
         return values[self.network.output].reshape(len(batch), *self.network.graph.output.shape)
-
-
-def _last(value: torch.Tensor) -> torch.Tensor:
-    return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
-
-
-def _channels_last(op: Op) -> Op:
-    """A convolution with its weights in PyTorch's other memory format."""
-    if not isinstance(op, Conv2d):
-        return op
-    return replace(op, weight=np.ascontiguousarray(op.weight.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2))

@@ -1,0 +1,69 @@
+"""A stretch of operations in PyTorch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vdbench.sparse.graph import Conv2d, Flatten, Op
+
+
+class TorchRun:
+    """Operations in PyTorch, from batches of values to batches of values.
+
+    Which value every operation reads is worked out once: around a small layer there is no time for it.
+
+    Args:
+        views: the flattened forms of values, by name, which any operation may read.
+        channels_last: compute in the memory format in which the channels of a pixel are adjacent.
+    """
+
+    def __init__(
+        self,
+        ops: Sequence[Op],
+        views: Mapping[str, Flatten],
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        *,
+        channels_last: bool = False,
+    ) -> None:
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self._channels_last = channels_last
+        self._steps: list[tuple[Op, tuple[int, ...]]] = []
+        places = {name: k for k, name in enumerate(inputs)}
+
+        def add(op: Op) -> None:
+            self._steps.append((_channels_last(op) if channels_last else op, tuple(map(place, op.inputs))))
+            places[op.name] = len(inputs) + len(self._steps) - 1
+
+        def place(name: str) -> int:
+            if name not in places:
+                add(views[name])
+            return places[name]
+
+        for op in ops:
+            add(op)
+        self._made = tuple(map(place, outputs))
+
+    def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Inputs (N, ...) float32; outputs alike, in any memory order."""
+        with torch.inference_mode():
+            values = [torch.from_numpy(array) for array in arrays]
+            if self._channels_last:
+                values = [_last(value) for value in values]
+            for op, given in self._steps:
+                values.append(op(*[values[k] for k in given]))
+            return [values[k].numpy() for k in self._made]
+
+
+def _last(value: Tensor) -> Tensor:
+    return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+
+
+def _channels_last(op: Op) -> Op:
+    """A convolution with its weights in PyTorch's other memory format."""
+    if not isinstance(op, Conv2d):
+        return op
+    return replace(op, weight=np.ascontiguousarray(op.weight.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2))
