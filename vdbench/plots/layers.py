@@ -17,7 +17,7 @@ _LAYER_COLOURS = [PALETTE[i] for i in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)]
 _BATCH_MARKERS = "osD^v"
 _COLUMNS = 4
 # Operand of a multiply-add, by the key of the record's limits: bytes a flop is 4 / 2, one float for two operations.
-_CEILINGS = {"fma": "registers", "load_l1": "L1", "load_l2": "L2", "load_l3": "L3"}
+_CEILINGS = {"fma": "registers", "load_l1": "L1", "load_l2": "L2", "load_l3": "L3", "load_memory": "memory"}
 _BYTES_A_FLOP = 2.0
 _PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
 
@@ -144,7 +144,7 @@ def intensity(record: Record, batch_size: int) -> float:
 
 
 def _ceilings(axis: Axes, limits: dict[str, float], low: float, high: float) -> None:
-    """Rates of multiply-adds by where an operand comes from, and what streaming all from L3 allows."""
+    """Rates of multiply-adds by where an operand comes from, and what streaming all from L3 or from memory allows."""
     left, right = low / 1.5, high * 1.5
     for key, place in _CEILINGS.items():
         if key in limits:
@@ -152,13 +152,14 @@ def _ceilings(axis: Axes, limits: dict[str, float], low: float, high: float) -> 
             label = f"operand from {place}: {limits[key]:.0f} GFLOP/s"
             beside = {"xytext": (2, 2), "textcoords": "offset points", "fontsize": "x-small", "bbox": _PAPER}
             axis.annotate(label, (left, limits[key]), **beside)
-    if "load_l3" in limits:
-        slope = _BYTES_A_FLOP * limits["load_l3"]
-        x = np.array([left, min(right, max(limits.values()) / slope)])
-        axis.plot(x, slope * x, color="#606060", lw=1, linestyle=":", zorder=0)
-        middle = float(np.sqrt(x[0] * x[1]))
-        beside = {"xytext": (6, -6), "textcoords": "offset points", "fontsize": "x-small", "va": "top", "bbox": _PAPER}
-        axis.annotate(f"all from L3: {slope:.0f} GB/s", (middle, slope * middle), **beside)
+    for key, place in (("load_l3", "L3"), ("load_memory", "memory")):
+        slope = _BYTES_A_FLOP * limits.get(key, 0)
+        x = np.array([left, min(right, max(limits.values()) / slope)]) if slope else np.array([])
+        if len(x) and x[0] < x[1]:
+            axis.plot(x, slope * x, color="#606060", lw=1, linestyle=":", zorder=0)
+            middle = float(np.sqrt(x[0] * x[1]))
+            beside = {"xytext": (6, -6), "textcoords": "offset points", "fontsize": "x-small", "va": "top"}
+            axis.annotate(f"all from {place}: {slope:.0f} GB/s", (middle, slope * middle), bbox=_PAPER, **beside)
     axis.set_xlim(left, right)
 
 

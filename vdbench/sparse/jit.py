@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import llvmlite
@@ -16,6 +17,8 @@ from vdbench.files import Folders
 from vdbench.records import atomic_write
 from vdbench.sparse.code import SIGNATURE, Code
 from vdbench.sparse.codegen import BUILDERS, Kernel
+
+DIGEST_BYTES = 32
 
 
 @cache
@@ -70,16 +73,25 @@ def _address(name: str, build: Callable[..., None]) -> int:
     text = str(module)
     key = hashlib.sha256(f"{llvmlite.__version__} {machine_name()}\n{text}".encode()).hexdigest()[:32]
     path = Folders.in_force(None, None).cache / "kernels" / f"{key}.o"
-    try:
-        content = path.read_bytes()
-    except OSError:
+    content = _remembered(path)
+    if content is None:
         content = _compile(text)
         with contextlib.suppress(OSError), atomic_write(path) as temporary:
-            temporary.write_bytes(content)
+            temporary.write_bytes(hashlib.sha256(content).digest() + content)
     engine = _engine()
     engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(content))
     engine.finalize_object()
     return engine.get_function_address(name)
+
+
+def _remembered(path: Path) -> bytes | None:
+    """The object file that was kept under its digest: a damaged one would be run."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, content = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+    return content if hashlib.sha256(content).digest() == digest else None
 
 
 def _compile(text: str) -> bytes:

@@ -14,8 +14,9 @@ from vdbench.sparse.code import FLOAT, FLOAT_BYTES, I64, Code
 from vdbench.sparse.jit import native_function, vector_lanes
 
 ACCUMULATORS = 16
-# bytes read over and over: well inside the first- and second-level caches, and inside the third
-LEVELS = {"fma": 0, "load_l1": 24 << 10, "load_l2": 384 << 10, "load_l3": 6 << 20}
+# bytes read over and over: well inside the first- and second-level caches, inside the third, and larger than any
+LEVELS = {"fma": 0, "load_l1": 24 << 10, "load_l2": 384 << 10, "load_l3": 6 << 20, "load_memory": 256 << 20}
+SAMPLES, SAMPLES_BEYOND_CACHES = 20, 3
 
 
 def _registers(code: Code, source: ir.Value, destination: ir.Value, counts: ir.Value) -> None:
@@ -48,17 +49,18 @@ def _accumulate(code: Code, source: ir.Value, destination: ir.Value, rounds: ir.
 
 @cache
 def rate(level: str) -> float:
-    """GFLOP/s of one thread, at best over a few milliseconds: `fma` from registers; `load_l1`, `load_l2`, `load_l3`
-    with one operand of every multiply-add read from that level of memory. Measured once a process."""
+    """GFLOP/s of one thread, at best over a few milliseconds: `fma` from registers; `load_l1`, `load_l2`, `load_l3`,
+    `load_memory` with one operand of every multiply-add read from that level of memory. Measured once a process."""
     lanes, size = vector_lanes(), LEVELS[level]
-    memory = np.zeros(max(size // FLOAT_BYTES, ACCUMULATORS * lanes) + 16, np.float32)
+    # of ones: zeros that were never written would all be one page
+    memory = np.ones(max(size // FLOAT_BYTES, ACCUMULATORS * lanes) + 16, np.float32)
     memory = memory[(-memory.ctypes.data % 64) // FLOAT_BYTES :]
     out = np.zeros(ACCUMULATORS * lanes, np.float32)
     run = native_function(_memory if size else _registers)
     rounds = max(1, (8 << 20) // size) if size else 50_000
     flops = 2 * rounds * (size // FLOAT_BYTES if size else ACCUMULATORS * lanes)
     counts, best = np.array([rounds, size], np.int64), float("inf")
-    for _ in range(20):
+    for _ in range(SAMPLES if size < LEVELS["load_memory"] else SAMPLES_BEYOND_CACHES):
         started = time.perf_counter()
         run(memory.ctypes.data, out.ctypes.data, counts.ctypes.data)
         best = min(best, time.perf_counter() - started)
