@@ -26,6 +26,7 @@ log = logging.getLogger("vdbench")
 
 TOLERANCE = 1e-4  # of the largest output: float32 sums in another order
 WINOGRAD, WINOGRAD_TOLERANCE = ("mnn_dense", "mnn_sparse"), 1e-3  # whose convolutions are less exact
+QUIET_S = 0.002
 WARM_UP_CALLS, SLOW_CALL_S = 5, 0.1  # after the first, which may make preparations; one will do where calls are slow
 
 
@@ -44,9 +45,19 @@ def _seconds(run: Run, images: np.ndarray, calls: int) -> float:
     return (time.perf_counter() - started) / calls
 
 
+def wait_for_quiet() -> None:
+    """Return when this process is idle, after two seconds at the latest: some engines' threads go on spinning after a
+    call, MKL's for 200 ms, and the next contender is not to pay for it."""
+    for _ in range(1000):
+        busy = time.process_time()
+        time.sleep(QUIET_S)
+        if time.process_time() - busy < QUIET_S / 2:
+            return
+
+
 def interleaved(runs: dict[str, Run], images: np.ndarray, rounds: int, min_sample_s: float) -> dict[str, list[float]]:
-    """`rounds` samples of seconds a call for every contender, taken in turn, after a warm-up; within a sample the call
-    is repeated until it lasts `min_sample_s`."""
+    """`rounds` samples of seconds a call for every contender, taken in turn, after a warm-up, each once all threads of
+    the one before are at rest; within a sample the call is repeated until it lasts `min_sample_s`."""
     calls = {}
     for name, run in runs.items():
         once = _seconds(run, images, 1)
@@ -56,6 +67,7 @@ def interleaved(runs: dict[str, Run], images: np.ndarray, rounds: int, min_sampl
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
+            wait_for_quiet()
             samples[name].append(_seconds(run, images, calls[name]))
     return samples
 
