@@ -157,9 +157,8 @@ def _ceilings(axis: Axes, limits: dict[str, float], low: float, high: float) -> 
         x = np.array([left, min(right, max(limits.values()) / slope)]) if slope else np.array([])
         if len(x) and x[0] < x[1]:
             axis.plot(x, slope * x, color="#606060", lw=1, linestyle=":", zorder=0)
-            middle = float(np.sqrt(x[0] * x[1]))
-            beside = {"xytext": (6, -6), "textcoords": "offset points", "fontsize": "x-small", "va": "top"}
-            axis.annotate(f"all from {place}: {slope:.0f} GB/s", (middle, slope * middle), bbox=_PAPER, **beside)
+            beside = {"xytext": (6, -4), "textcoords": "offset points", "fontsize": "x-small", "va": "top"}
+            axis.annotate(f"all from {place}: {slope:.0f} GB/s", (left, slope * left), bbox=_PAPER, **beside)
     axis.set_xlim(left, right)
 
 
