@@ -1,4 +1,4 @@
-"""Data sets in memory: MNIST from its published files, and the digits that come with scikit-learn."""
+"""Data sets in memory, by name; MNIST from its published files, and the digits that come with scikit-learn."""
 
 import hashlib
 import math
@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdbench.files import DataError, Folders, PublishedFile, obtain
+from vdbench.files import DataError, Folders, FromFiles, PublishedFile, obtain
+from vdbench.images import CIFAR, CifarArchive, Normalisation, shifted_and_flipped
+from vdbench.pictures import CIFAR10_JPEG, PictureArchive
 
 __all__ = ["DATASETS", "DataError", "Dataset", "available", "fetch", "load"]
 
@@ -24,7 +26,11 @@ VALIDATION_SEED = 20170806  # never a run's own seed: every run of every method 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set in memory. Images are float32 (N, 1, 28, 28) in [0, 1], labels int64 (N,)."""
+    """A data set in memory: images (N, C, H, W) and labels int64 (N,).
+
+    Grey images are float32 in [0, 1]. Colour images are normalised channel by channel: those evaluated on are, float32,
+    and those trained on, kept as bytes, are so by `train_batch`.
+    """
 
     name: str
     train_images: Tensor
@@ -32,11 +38,28 @@ class Dataset:
     eval_images: Tensor
     eval_labels: Tensor
     num_classes: int
+    normalisation: Normalisation | None = None
 
     def to(self, device: str) -> "Dataset":
         """The same data on a device."""
-        names = ("train_images", "train_labels", "eval_images", "eval_labels")
+        names = ("train_images", "train_labels", "eval_images", "eval_labels", *(["normalisation"] * self.is_colour))
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    @property
+    def is_colour(self) -> bool:
+        return self.normalisation is not None
+
+    def train_batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Training examples as a net takes them, and their labels.
+
+        Args:
+            indices: (B,) int64. generator: of the data's device; with it images are shifted and flipped at random.
+        """
+        if generator is None:
+            images = self.train_images[indices]
+        else:
+            images = shifted_and_flipped(self.train_images, indices, generator)
+        return self.normalisation(images) if self.normalisation else images, self.train_labels[indices]
 
 
 @dataclass(frozen=True)
@@ -64,11 +87,8 @@ class IdxFile(PublishedFile):
 
 
 @dataclass(frozen=True)
-class IdxArchive:
-    """Images and labels of every split in IDX files.
-
-    `servers` gives the addresses of folders to download from, the preferred one first.
-    """
+class IdxArchive(FromFiles):
+    """Images and labels of every split in IDX files."""
 
     name: str
     num_classes: int
@@ -83,25 +103,10 @@ class IdxArchive:
     def all_files(self) -> list[IdxFile]:
         return [file for pair in self.files.values() for file in pair]
 
-    def fetch(self, cache: Path | None, mirror: Path | None) -> dict[str, dict[str, Any]]:
-        folders = Folders.in_force(cache, mirror)
-        return {
-            file.name: {"sha256": file.sha256, "bytes": file.size, "source": obtain(file, folders, self.servers)[1]}
-            for file in self.all_files
-        }
-
     def read(self, split: Split, cache: Path | None, mirror: Path | None) -> Arrays:
         folders = Folders.in_force(cache, mirror)
         images, labels = (file.parse(obtain(file, folders, self.servers)[0]) for file in self.files[split])
         return images / np.float32(255), labels
-
-    def available(self, cache: Path | None, mirror: Path | None) -> str:
-        folders = Folders.in_force(cache, mirror)
-        if all(file.is_in(folders.cache) for file in self.all_files):
-            return "cached"
-        if all(file.is_in(folders.cache) or file.is_in(folders.mirror) for file in self.all_files):
-            return "in mirror"
-        return "to download"
 
 
 @dataclass(frozen=True)
@@ -197,10 +202,11 @@ DIGITS = EmbeddedDigits(
     examples={"train": 1442, "test": 355},
     sha256="87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826",
 )
-DATASETS: dict[str, IdxArchive | EmbeddedDigits] = {source.name: source for source in (MNIST, DIGITS)}
+Source = IdxArchive | EmbeddedDigits | CifarArchive | PictureArchive
+DATASETS: dict[str, Source] = {source.name: source for source in (MNIST, DIGITS, *CIFAR, CIFAR10_JPEG)}
 
 
-def _source(name: str) -> IdxArchive | EmbeddedDigits:
+def _source(name: str) -> Source:
     if name not in DATASETS:
         raise DataError(f"no data set named {name}; there are: {', '.join(DATASETS)}")
     return DATASETS[name]
@@ -240,9 +246,14 @@ def load(name: str, *, validation_size: int = 0, cache: Path | None = None, mirr
         train_images, train_labels = train_images[kept], train_labels[kept]
     else:
         eval_images, eval_labels = _tensors(source.read("test", cache, mirror))
-    return Dataset(name, train_images, train_labels, eval_images, eval_labels, source.num_classes)
+    normalisation = None
+    if train_images.dtype == torch.uint8:
+        normalisation = Normalisation.of(train_images)
+        eval_images = normalisation(eval_images)
+    return Dataset(name, train_images, train_labels, eval_images, eval_labels, source.num_classes, normalisation)
 
 
 def _tensors(arrays: Arrays) -> tuple[Tensor, Tensor]:
-    images, labels = arrays
-    return torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels.astype(np.int64))
+    """Images (N, H, W) or, in colour, (N, H, W, 3), as (N, C, H, W); labels as int64."""
+    images, labels = torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1].astype(np.int64))
+    return images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2), labels
