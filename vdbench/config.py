@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, model_validator
 
 from vdbench.config_timing import Case, CaseSpec, Name, Seed, Strict, Synthetic, Timing
 from vdbench.mistakes import explain
@@ -26,6 +27,18 @@ GREY_DATASETS: tuple[DatasetName, ...] = ("mnist", "digits")
 STAGE_VERSIONS = {"data": 1, "train": 1, "prune": 1, "time": 2}
 UPSTREAM = {"data": ("data",), "train": ("data", "train"), "prune": ("data", "train", "prune")}
 UPSTREAM["time"] = (*UPSTREAM["prune"], "time")
+
+
+def _known_dataset(name: str) -> str:
+    if name not in get_args(DatasetName) and not re.fullmatch(r"folder:\w[\w.-]*", name):
+        raise ValueError(f"no data set {name!r}: there are {', '.join(get_args(DatasetName))} and folder:NAME")
+    return name
+
+
+# One that is known, or `folder:NAME`, pictures of the user's own.
+AnyDataset = Annotated[
+    str, AfterValidator(_known_dataset), WithJsonSchema({"enum": [*get_args(DatasetName), "folder:NAME"]})
+]
 
 
 def stage_versions(stage: str, method: str) -> dict[str, int]:
@@ -88,7 +101,9 @@ class Methods(Strict):
 class Experiment(Strict):
     """One net on one data set."""
 
-    dataset: DatasetName = Field(description="trained and evaluated on")
+    dataset: AnyDataset = Field(
+        description="trained and evaluated on; `folder:NAME` is a folder or tar archive NAME of pictures in the mirror"
+    )
     model: ModelName = Field(description="the net")
     seeds: list[Seed] = Field(min_length=1, description="one run of every method for each")
     threshold: float = Field(3.0, ge=-8, le=8, description="weights with log alpha at or above it are removed")
@@ -232,7 +247,7 @@ class RunSpec(Strict):
     """One run, as `Suite.run_spec` writes it and a job reads it."""
 
     experiment: str
-    dataset: DatasetName
+    dataset: AnyDataset
     model: ModelName
     method: Method
     seed: int

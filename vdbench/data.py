@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vdbench.files import DataError, Folders, FromFiles, PublishedFile, obtain
 from vdbench.images import CIFAR, CifarArchive, Normalisation, shifted_and_flipped
-from vdbench.pictures import CIFAR10_JPEG, PictureArchive
+from vdbench.pictures import CIFAR10_JPEG, PREFIX, PictureArchive, PictureFolder
+from vdbench.tensors import state_sha256
 
 __all__ = ["DATASETS", "DataError", "Dataset", "available", "fetch", "load"]
 
@@ -44,6 +45,11 @@ class Dataset:
         """The same data on a device."""
         names = ("train_images", "train_labels", "eval_images", "eval_labels", *(["normalisation"] * self.is_colour))
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def sha256(self) -> str:
+        """Hash of all images and labels."""
+        names = ("train_images", "train_labels", "eval_images", "eval_labels")
+        return state_sha256({name: getattr(self, name) for name in names})
 
     @property
     def is_colour(self) -> bool:
@@ -202,19 +208,21 @@ DIGITS = EmbeddedDigits(
     examples={"train": 1442, "test": 355},
     sha256="87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826",
 )
-Source = IdxArchive | EmbeddedDigits | CifarArchive | PictureArchive
+Source = IdxArchive | EmbeddedDigits | CifarArchive | PictureArchive | PictureFolder
 DATASETS: dict[str, Source] = {source.name: source for source in (MNIST, DIGITS, *CIFAR, CIFAR10_JPEG)}
 
 
-def _source(name: str) -> Source:
+def _source(name: str, mirror: Path | None) -> Source:
+    if name.startswith(PREFIX):
+        return PictureFolder.named(name, mirror)
     if name not in DATASETS:
-        raise DataError(f"no data set named {name}; there are: {', '.join(DATASETS)}")
+        raise DataError(f"no data set named {name}; there are: {', '.join(DATASETS)}, {PREFIX}NAME")
     return DATASETS[name]
 
 
 def available(name: str, cache: Path | None = None, mirror: Path | None = None) -> str:
     """`embedded`, `cached`, `in mirror` or `to download`, by looking and not by reading. Raises DataError."""
-    return _source(name).available(cache, mirror)
+    return _source(name, mirror).available(cache, mirror)
 
 
 def fetch(name: str, *, cache: Path | None = None, mirror: Path | None = None) -> dict[str, Any]:
@@ -224,7 +232,7 @@ def fetch(name: str, *, cache: Path | None = None, mirror: Path | None = None) -
     bytes of the decompressed content; source `cache`, `mirror` or an address. An embedded data set has no files.
     Raises DataError.
     """
-    source = _source(name)
+    source = _source(name, mirror)
     return {"dataset": name, "files": source.fetch(cache, mirror), "examples": source.examples}
 
 
@@ -234,7 +242,7 @@ def load(name: str, *, validation_size: int = 0, cache: Path | None = None, mirr
     With `validation_size`, that many training examples are held out and evaluated on instead: the last ones of a
     shuffle under a fixed seed. The test set is then not even read. Raises DataError.
     """
-    source = _source(name)
+    source = _source(name, mirror)
     count = source.examples["train"]
     if not 0 <= validation_size < count:
         raise DataError(f"validation_size is {validation_size}: {name} has {count:,} training examples to take it from")

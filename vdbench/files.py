@@ -157,10 +157,10 @@ def obtain(file: PublishedFile, folders: Folders, servers: Callable[[], Sequence
 
 def _read(file: PublishedFile, root: Path, remedy: str) -> bytes | None:
     """Verified content, None where `root` lacks the file. Raises DataError for a file that is not right."""
-    for path in file.paths(root):
+    for path, gzipped in zip(file.paths(root), (False, True), strict=True):
         try:
             with path.open("rb") as stream:
-                return file.verified(stream, gzipped=path.suffix == ".gz")
+                return file.verified(stream, gzipped=gzipped)
         except FileNotFoundError:
             continue
         except OSError as error:

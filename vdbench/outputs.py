@@ -50,7 +50,12 @@ FIGURE_FORMATS = ("png", "svg")
 
 
 def title(name: str, experiment: Experiment) -> str:
-    return f"{MODELS[experiment.model]} on {DATASETS[experiment.dataset]} ({name})"
+    return f"{MODELS[experiment.model]} on {dataset(experiment)} ({name})"
+
+
+def dataset(experiment: Experiment) -> str:
+    """What readers see a data set called; the user's own have their own names."""
+    return DATASETS.get(experiment.dataset, experiment.dataset.partition(":")[2])
 
 
 def timed_title(suite: Suite, name: str) -> str:

@@ -8,12 +8,15 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from vdbench.files import DataError, Folders, FromFiles, PublishedArchive, obtain
+from vdbench.files import SETTING, DataError, Folders, FromFiles, PublishedArchive, obtain
 from vdbench.images import Arrays, Split
+
+PREFIX = "folder:"
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 
 
 class Tree:
@@ -44,7 +47,7 @@ class Tree:
     def _check(self) -> None:
         for split, classes in self.names.items():
             if not classes:
-                raise DataError(f"{self.where}: has no {split}/<class>/ with pictures in it")
+                raise DataError(f"{self.where}: has no {split}/<class>/ at its top level")
             for name, files in classes.items():
                 if not files:
                     raise DataError(f"{self.where}/{split}/{name}: a class without pictures; add some or delete it")
@@ -117,6 +120,58 @@ def in_archive(stream: BinaryIO, where: str) -> Tree:
     except (tarfile.TarError, lzma.LZMAError, zlib.error, OSError, EOFError) as error:
         raise DataError(f"{where}: not readable as a tar archive ({error})") from None
     return Tree(where, folders, files)
+
+
+@dataclass(frozen=True)
+class PictureFolder:
+    """Pictures of the user's own: a folder, or a tar archive, in the mirror folder."""
+
+    name: str
+    path: Path
+    tree: Tree
+
+    @classmethod
+    def named(cls, name: str, mirror: Path | None) -> "PictureFolder":
+        """The data set `folder:<name>`, from the mirror's `<name>` or `<name>.tar`, which may be compressed.
+
+        Raises DataError: it is not there, or not as described in `Tree`.
+        """
+        wanted, root = name.removeprefix(PREFIX), Folders.in_force(None, mirror).mirror
+        if root is None:
+            raise DataError(
+                f"{name}: a folder or tar archive {wanted} is looked for in the mirror folder; set {SETTING}"
+            )
+        for suffix in ("", *TAR_SUFFIXES):
+            path = root / (wanted + suffix)
+            if path.is_dir():
+                return cls(name, path, in_folder(path))
+            if path.is_file():
+                with path.open("rb") as stream:
+                    return cls(name, path, in_archive(stream, str(path)))
+        raise DataError(
+            f"{name}: the mirror folder {root} has neither a folder {wanted} nor {wanted}.tar; put it there"
+        )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.tree.classes)
+
+    @property
+    def examples(self) -> dict[str, int]:
+        return self.tree.examples
+
+    def fetch(self, cache: Path | None, mirror: Path | None) -> dict[str, dict[str, Any]]:
+        """Reads every picture, so that one that is wrong is found before anything is trained."""
+        images = [self.tree.read(split)[0] for split in ("train", "test")]
+        digest = hashlib.sha256(b"".join(part.tobytes() for part in images)).hexdigest()
+        size = sum(part.nbytes for part in images)
+        return {self.path.name: {"sha256": digest, "bytes": size, "source": "mirror"}}
+
+    def read(self, split: Split, cache: Path | None, mirror: Path | None) -> Arrays:
+        return self.tree.read(split)
+
+    def available(self, cache: Path | None, mirror: Path | None) -> str:
+        return "in mirror"
 
 
 @dataclass(frozen=True)

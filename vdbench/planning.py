@@ -116,7 +116,8 @@ def _guess(stage: str, spec: dict | None = None) -> tuple[float, str]:
         return GUESSED_S[stage], f"{GUESSED_S[stage]:g} s, a guess"
     from vdbench.data import DATASETS
 
-    share = DATASETS[spec["dataset"]].examples["train"] / 60_000
+    known = DATASETS.get(spec["dataset"])  # of the user's own images nothing is known before they are read
+    share = known.examples["train"] / 60_000 if known else 1.0
     epoch_s = GUESSED_EPOCH_S[spec["model"]][spec["method"]] * share
     return epoch_s * spec["recipe"]["epochs"], f"{epoch_s:.3g} s an epoch, a guess: never run before"
 

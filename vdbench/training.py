@@ -30,6 +30,7 @@ from vdbench.config import (
 from vdbench.data import Dataset
 from vdbench.job import Job
 from vdbench.models import MODELS
+from vdbench.pictures import PREFIX
 from vdbench.process import denormals_are_zero, own_randomness
 from vdbench.records import Record
 from vdbench.schedules import derived_seed, kl_weight, learning_rate
@@ -86,7 +87,7 @@ class Training:
     pruner: GradualPruner | None
     device: str
     history: list[dict[str, float]]
-    inputs: dict[str, str]  # weights_sha256 of the nets it starts from, by what they are to it
+    inputs: dict[str, str]  # hashes of the nets it starts from, and of the user's own images, by what they are to it
     good: dict[str, Tensor]  # the weights of the last epoch that ended in numbers
 
     def run_epoch(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float] | None:
@@ -221,6 +222,8 @@ def _start(spec: RunSpec, data: Dataset, pretrained: Path | None, matched: Path 
             f"{spec.model} takes images {wanted} (channels, height, width); those of {spec.dataset} are {found}"
         )
     inputs = {"pretrained": state_sha256(load_tensors(pretrained))} if needs_pretrained and pretrained else {}
+    if spec.dataset.startswith(PREFIX):
+        inputs["images"] = data.sha256()  # a name alone does not say which pictures these are
     pruner = None
     if spec.method in BASELINE_METHODS:
         if matched is None:
@@ -267,7 +270,7 @@ def train(
     identity = {
         "spec": spec_sha256(spec.content()),
         "code": job.code.digest,
-        "inputs": [file_sha256(path) for path in (pretrained, matched) if path],
+        "inputs": [*(file_sha256(path) for path in (pretrained, matched) if path), run.inputs.get("images", "")],
         "threads": torch.get_num_threads(),
         "device": device,
         "torch": str(torch.__version__),
