@@ -248,7 +248,7 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     sub = verb(fetch)
-    sub.add_argument("dataset", help="mnist or digits")
+    sub.add_argument("dataset", help="one of those that `vdbench info` lists")
     sub.add_argument("--output", type=Path, metavar="FILE", help="report to write (JSON)")
     data_flags(sub)
 

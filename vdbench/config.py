@@ -2,29 +2,43 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, model_validator
 
 from vdbench.config_timing import Case, CaseSpec, Name, Seed, Strict, Synthetic, Timing
 from vdbench.mistakes import explain
 
-DatasetName = Literal["mnist", "digits"]
-ModelName = Literal["lenet300100", "lenet5"]
+DatasetName = Literal["mnist", "digits", "cifar10", "cifar10_jpeg", "cifar100", "cifar100_coarse"]
+ModelName = Literal["lenet300100", "lenet5", "vgglike_k025", "vgglike_k050", "vgglike_k100", "vgglike_k150"]
 Method = Literal["dense", "vd_finetune", "vd_warmup", "magnitude", "random"]
 
 Spec = TypeVar("Spec", bound=Strict)
 
 VARIATIONAL_METHODS: tuple[Method, ...] = ("vd_finetune", "vd_warmup")
 BASELINE_METHODS: tuple[Method, ...] = ("magnitude", "random")
+GREY_DATASETS: tuple[DatasetName, ...] = ("mnist", "digits")
 
 # Raise a stage's version when a change to its code can alter numbers: every result that stands on it becomes stale.
 STAGE_VERSIONS = {"data": 1, "train": 1, "prune": 1, "time": 3}
 UPSTREAM = {"data": ("data",), "train": ("data", "train"), "prune": ("data", "train", "prune")}
 UPSTREAM["time"] = (*UPSTREAM["prune"], "time")
+
+
+def _known_dataset(name: str) -> str:
+    if name not in get_args(DatasetName) and not re.fullmatch(r"folder:\w[\w.-]*", name):
+        raise ValueError(f"no data set {name!r}: there are {', '.join(get_args(DatasetName))} and folder:NAME")
+    return name
+
+
+# One that is known, or `folder:NAME`, pictures of the user's own.
+AnyDataset = Annotated[
+    str, AfterValidator(_known_dataset), WithJsonSchema({"enum": [*get_args(DatasetName), "folder:NAME"]})
+]
 
 
 def stage_versions(stage: str, method: str) -> dict[str, int]:
@@ -87,11 +101,14 @@ class Methods(Strict):
 class Experiment(Strict):
     """One net on one data set."""
 
-    dataset: DatasetName = Field(description="trained and evaluated on")
+    dataset: AnyDataset = Field(
+        description="trained and evaluated on; `folder:NAME` is a folder or tar archive NAME of pictures in the mirror"
+    )
     model: ModelName = Field(description="the net")
     seeds: list[Seed] = Field(min_length=1, description="one run of every method for each")
     threshold: float = Field(3.0, ge=-8, le=8, description="weights with log alpha at or above it are removed")
     validation_size: int = Field(0, ge=0, description="training examples held out and evaluated on, not the test set")
+    augment: bool = Field(False, description="shift training images by up to 4 pixels and mirror half of them")
     match: Literal["vd_finetune", "vd_warmup"] = Field("vd_finetune", description="whose sparsity the baselines copy")
     seeds_of: dict[Method, Annotated[list[Seed], Field(min_length=1)]] = Field(
         {}, description="methods that run fewer seeds than `seeds`"
@@ -113,6 +130,8 @@ class Experiment(Strict):
             missing = [seed for seed in seeds if seed not in self.seeds]
             if missing:
                 raise ValueError(f"seeds_of {method}: {missing} not among seeds {self.seeds}")
+        if self.augment and self.dataset in GREY_DATASETS:
+            raise ValueError(f"augment: the mirror image of a digit is none; {self.dataset} is trained on as it is")
         matched = getattr(self.methods, self.match)
         for method in BASELINE_METHODS:
             recipe = getattr(self.methods, method)
@@ -208,6 +227,7 @@ class Suite(Strict):
             "seed": seed,
             "threshold": e.threshold,
             "validation_size": e.validation_size,
+            **({"augment": True} if e.augment else {}),
             "recipe": getattr(e.methods, method).model_dump(exclude_none=True),
             "after": [self.run_spec(experiment, needed, seed) for needed in e.prerequisites(method)],
         }
@@ -227,12 +247,13 @@ class RunSpec(Strict):
     """One run, as `Suite.run_spec` writes it and a job reads it."""
 
     experiment: str
-    dataset: DatasetName
+    dataset: AnyDataset
     model: ModelName
     method: Method
     seed: int
     threshold: float
     validation_size: int
+    augment: Literal[True] | None = None
     recipe: VariationalRecipe | GradualRecipe | DenseRecipe
     after: list["RunSpec"]
     timing: Timing | None = None

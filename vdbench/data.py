@@ -1,4 +1,4 @@
-"""Data sets in memory: MNIST from its published files, and the digits that come with scikit-learn."""
+"""Data sets in memory, by name; MNIST from its published files, and the digits that come with scikit-learn."""
 
 import hashlib
 import math
@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdbench.files import DataError, Folders, PublishedFile, obtain
+from vdbench.files import DataError, Folders, FromFiles, PublishedFile, obtain
+from vdbench.images import CIFAR, CifarArchive, Normalisation, shifted_and_flipped
+from vdbench.pictures import CIFAR10_JPEG, PREFIX, PictureArchive, PictureFolder
+from vdbench.tensors import state_sha256
 
 __all__ = ["DATASETS", "DataError", "Dataset", "available", "fetch", "load"]
 
@@ -24,7 +27,11 @@ VALIDATION_SEED = 20170806  # never a run's own seed: every run of every method 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set in memory. Images are float32 (N, 1, 28, 28) in [0, 1], labels int64 (N,)."""
+    """A data set in memory: images (N, C, H, W) and labels int64 (N,).
+
+    Grey images are float32 in [0, 1]. Colour images are normalised channel by channel: those evaluated on are, float32,
+    and those trained on, kept as bytes, are so by `train_batch`.
+    """
 
     name: str
     train_images: Tensor
@@ -32,11 +39,33 @@ class Dataset:
     eval_images: Tensor
     eval_labels: Tensor
     num_classes: int
+    normalisation: Normalisation | None = None
 
     def to(self, device: str) -> "Dataset":
         """The same data on a device."""
-        names = ("train_images", "train_labels", "eval_images", "eval_labels")
+        names = ("train_images", "train_labels", "eval_images", "eval_labels", *(["normalisation"] * self.is_colour))
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def sha256(self) -> str:
+        """Hash of all images and labels."""
+        names = ("train_images", "train_labels", "eval_images", "eval_labels")
+        return state_sha256({name: getattr(self, name) for name in names})
+
+    @property
+    def is_colour(self) -> bool:
+        return self.normalisation is not None
+
+    def train_batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Training examples as a net takes them, and their labels.
+
+        Args:
+            indices: (B,) int64. generator: of the data's device; with it images are shifted and flipped at random.
+        """
+        if generator is None:
+            images = self.train_images[indices]
+        else:
+            images = shifted_and_flipped(self.train_images, indices, generator)
+        return self.normalisation(images) if self.normalisation else images, self.train_labels[indices]
 
 
 @dataclass(frozen=True)
@@ -64,11 +93,8 @@ class IdxFile(PublishedFile):
 
 
 @dataclass(frozen=True)
-class IdxArchive:
-    """Images and labels of every split in IDX files.
-
-    `servers` gives the addresses of folders to download from, the preferred one first.
-    """
+class IdxArchive(FromFiles):
+    """Images and labels of every split in IDX files."""
 
     name: str
     num_classes: int
@@ -83,25 +109,10 @@ class IdxArchive:
     def all_files(self) -> list[IdxFile]:
         return [file for pair in self.files.values() for file in pair]
 
-    def fetch(self, cache: Path | None, mirror: Path | None) -> dict[str, dict[str, Any]]:
-        folders = Folders.in_force(cache, mirror)
-        return {
-            file.name: {"sha256": file.sha256, "bytes": file.size, "source": obtain(file, folders, self.servers)[1]}
-            for file in self.all_files
-        }
-
     def read(self, split: Split, cache: Path | None, mirror: Path | None) -> Arrays:
         folders = Folders.in_force(cache, mirror)
         images, labels = (file.parse(obtain(file, folders, self.servers)[0]) for file in self.files[split])
         return images / np.float32(255), labels
-
-    def available(self, cache: Path | None, mirror: Path | None) -> str:
-        folders = Folders.in_force(cache, mirror)
-        if all(file.is_in(folders.cache) for file in self.all_files):
-            return "cached"
-        if all(file.is_in(folders.cache) or file.is_in(folders.mirror) for file in self.all_files):
-            return "in mirror"
-        return "to download"
 
 
 @dataclass(frozen=True)
@@ -197,18 +208,21 @@ DIGITS = EmbeddedDigits(
     examples={"train": 1442, "test": 355},
     sha256="87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826",
 )
-DATASETS: dict[str, IdxArchive | EmbeddedDigits] = {source.name: source for source in (MNIST, DIGITS)}
+Source = IdxArchive | EmbeddedDigits | CifarArchive | PictureArchive | PictureFolder
+DATASETS: dict[str, Source] = {source.name: source for source in (MNIST, DIGITS, *CIFAR, CIFAR10_JPEG)}
 
 
-def _source(name: str) -> IdxArchive | EmbeddedDigits:
+def _source(name: str, mirror: Path | None) -> Source:
+    if name.startswith(PREFIX):
+        return PictureFolder.named(name, mirror)
     if name not in DATASETS:
-        raise DataError(f"no data set named {name}; there are: {', '.join(DATASETS)}")
+        raise DataError(f"no data set named {name}; there are: {', '.join(DATASETS)}, {PREFIX}NAME")
     return DATASETS[name]
 
 
 def available(name: str, cache: Path | None = None, mirror: Path | None = None) -> str:
     """`embedded`, `cached`, `in mirror` or `to download`, by looking and not by reading. Raises DataError."""
-    return _source(name).available(cache, mirror)
+    return _source(name, mirror).available(cache, mirror)
 
 
 def fetch(name: str, *, cache: Path | None = None, mirror: Path | None = None) -> dict[str, Any]:
@@ -218,7 +232,7 @@ def fetch(name: str, *, cache: Path | None = None, mirror: Path | None = None) -
     bytes of the decompressed content; source `cache`, `mirror` or an address. An embedded data set has no files.
     Raises DataError.
     """
-    source = _source(name)
+    source = _source(name, mirror)
     return {"dataset": name, "files": source.fetch(cache, mirror), "examples": source.examples}
 
 
@@ -228,7 +242,7 @@ def load(name: str, *, validation_size: int = 0, cache: Path | None = None, mirr
     With `validation_size`, that many training examples are held out and evaluated on instead: the last ones of a
     shuffle under a fixed seed. The test set is then not even read. Raises DataError.
     """
-    source = _source(name)
+    source = _source(name, mirror)
     count = source.examples["train"]
     if not 0 <= validation_size < count:
         raise DataError(f"validation_size is {validation_size}: {name} has {count:,} training examples to take it from")
@@ -240,9 +254,14 @@ def load(name: str, *, validation_size: int = 0, cache: Path | None = None, mirr
         train_images, train_labels = train_images[kept], train_labels[kept]
     else:
         eval_images, eval_labels = _tensors(source.read("test", cache, mirror))
-    return Dataset(name, train_images, train_labels, eval_images, eval_labels, source.num_classes)
+    normalisation = None
+    if train_images.dtype == torch.uint8:
+        normalisation = Normalisation.of(train_images)
+        eval_images = normalisation(eval_images)
+    return Dataset(name, train_images, train_labels, eval_images, eval_labels, source.num_classes, normalisation)
 
 
 def _tensors(arrays: Arrays) -> tuple[Tensor, Tensor]:
-    images, labels = arrays
-    return torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels.astype(np.int64))
+    """Images (N, H, W) or, in colour, (N, H, W, 3), as (N, C, H, W); labels as int64."""
+    images, labels = torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1].astype(np.int64))
+    return images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2), labels

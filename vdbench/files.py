@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from vdbench.records import atomic_write
 
@@ -54,6 +54,8 @@ class Folders:
 class PublishedFile:
     """A file known by size and sha256 of its content: `<folder>/<name>` or, gzipped, `<folder>/<name>.gz`."""
 
+    suffix: ClassVar[str] = ".gz"  # servers have it as <name><suffix>
+
     folder: str
     name: str
     size: int
@@ -92,10 +94,45 @@ class PublishedFile:
         raise DataError(f"expected {self.size:,} bytes of content with sha256 {self.sha256}, found {found}")
 
 
+@dataclass(frozen=True)
+class PublishedArchive(PublishedFile):
+    """An archive, known by size and sha256 as it is published."""
+
+    suffix = ""
+
+
+class FromFiles:
+    """A data set in published files; `servers` gives the addresses of folders to download from, best first."""
+
+    name: str
+    servers: Callable[[], Sequence[str]]
+
+    @property
+    def all_files(self) -> Sequence[PublishedFile]:
+        raise NotImplementedError
+
+    def fetch(self, cache: Path | None, mirror: Path | None) -> dict[str, dict[str, Any]]:
+        """See to it that the files are in the cache, and say of each what it is and where it came from."""
+        folders = Folders.in_force(cache, mirror)
+        return {
+            file.name: {"sha256": file.sha256, "bytes": file.size, "source": obtain(file, folders, self.servers)[1]}
+            for file in self.all_files
+        }
+
+    def available(self, cache: Path | None, mirror: Path | None) -> str:
+        """`cached`, `in mirror` or `to download`, by looking and not by reading."""
+        folders = Folders.in_force(cache, mirror)
+        if all(file.is_in(folders.cache) for file in self.all_files):
+            return "cached"
+        if all(file.is_in(folders.cache) or file.is_in(folders.mirror) for file in self.all_files):
+            return "in mirror"
+        return "to download"
+
+
 def obtain(file: PublishedFile, folders: Folders, servers: Callable[[], Sequence[str]]) -> tuple[bytes, str]:
     """Verified content, in the cache from now on, and where it came from: `cache`, `mirror` or an address.
 
-    `servers` gives the addresses of folders to download `<name>.gz` from, the preferred one first. Raises DataError:
+    `servers` gives the addresses of folders to download `<name><suffix>` from, best first. Raises DataError:
     a wrong file is refused and not passed over, and a failed download names every source tried.
     """
     content = _read(file, folders.cache, "delete it and run again to have it fetched anew")
@@ -120,10 +157,10 @@ def obtain(file: PublishedFile, folders: Folders, servers: Callable[[], Sequence
 
 def _read(file: PublishedFile, root: Path, remedy: str) -> bytes | None:
     """Verified content, None where `root` lacks the file. Raises DataError for a file that is not right."""
-    for path in file.paths(root):
+    for path, gzipped in zip(file.paths(root), (False, True), strict=True):
         try:
             with path.open("rb") as stream:
-                return file.verified(stream, gzipped=path.suffix == ".gz")
+                return file.verified(stream, gzipped=gzipped)
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -134,17 +171,19 @@ def _read(file: PublishedFile, root: Path, remedy: str) -> bytes | None:
 
 
 def _download(file: PublishedFile, folders: Folders, servers: Sequence[str]) -> tuple[bytes, str]:
-    mirror = "not set" if folders.mirror is None else f"{folders.mirror / file.folder}: not there, plain or gzipped"
+    forms = ", plain or gzipped" if file.suffix else ""
+    mirror = "not set" if folders.mirror is None else f"{folders.mirror / file.folder}: not there{forms}"
     tried = [f"cache {folders.cache / file.folder}: not there", f"mirror folder {mirror}"]
     for server in servers:
-        address = f"{server.rstrip('/')}/{file.name}.gz"
+        address = f"{server.rstrip('/')}/{file.name}{file.suffix}"
         try:
             return _download_from(address, file), address
         except DataError as error:
             tried.append(f"{address}: {error}")
     raise DataError(
         "\n  ".join((f"{file.folder}/{file.name} could not be had:", *tried))
-        + f"\nCheck the network and run again, or point {SETTING} at a folder that has {file.folder}/{file.name}.gz."
+        + f"\nCheck the network and run again, or point {SETTING} at a folder that has "
+        f"{file.folder}/{file.name}{file.suffix}."
     )
 
 
@@ -155,7 +194,7 @@ def _download_from(address: str, file: PublishedFile) -> bytes:
     for attempt, wait in enumerate((*WAITS_S, None), start=1):
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-                return file.verified(response, gzipped=True)
+                return file.verified(response, gzipped=bool(file.suffix))
         except (OSError, http.client.HTTPException, DataError) as error:
             no_use = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429)
             if wait is None or no_use:

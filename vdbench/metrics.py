@@ -156,7 +156,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, floa
         for start in range(0, len(labels), EVALUATION_BATCH):
             target = labels[start : start + EVALUATION_BATCH]
             logits = model(images[start : start + EVALUATION_BATCH])
-            top5 = logits.topk(5, dim=1).indices == target[:, None]
+            top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
             wrong += len(target) - int(top5[:, 0].sum())
             wrong5 += len(target) - int(top5.sum())
             cross_entropy += float(functional.cross_entropy(logits, target, reduction="sum"))

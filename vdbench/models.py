@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -105,4 +106,6 @@ class VGGLike(nn.Sequential):
         super().__init__(layers)
 
 
+VGG_WIDTHS = {"vgglike_k025": 0.25, "vgglike_k050": 0.5, "vgglike_k100": 1.0, "vgglike_k150": 1.5}
 MODELS: dict[str, Callable[[int], nn.Module]] = {"lenet300100": LeNet300100, "lenet5": LeNet5}
+MODELS |= {name: partial(VGGLike, width=width) for name, width in VGG_WIDTHS.items()}

@@ -4,7 +4,15 @@ from vdbench.config import VARIATIONAL_METHODS, Experiment, Suite
 from vdbench.config_timing import RANDOM_MASKS, Backend, SyntheticConvolution, SyntheticLinear, SyntheticNet
 
 MODELS = {"lenet300100": "LeNet-300-100", "lenet5": "LeNet-5-Caffe", "vgglike": "VGG-like"}
-DATASETS = {"mnist": "MNIST", "digits": "digits"}
+MODELS |= {f"vgglike_k{100 * width:03.0f}": f"VGG-like, k = {width:g}" for width in (0.25, 0.5, 1.0, 1.5)}
+DATASETS = {
+    "mnist": "MNIST",
+    "digits": "digits",
+    "cifar10": "CIFAR-10",
+    "cifar10_jpeg": "CIFAR-10 as JPEG",
+    "cifar100": "CIFAR-100",
+    "cifar100_coarse": "CIFAR-100, 20 coarse classes",
+}
 METHODS = {
     "dense": "dense",
     "vd_finetune": "Sparse VD, fine-tuned",
@@ -42,7 +50,12 @@ FIGURE_FORMATS = ("png", "svg")
 
 
 def title(name: str, experiment: Experiment) -> str:
-    return f"{MODELS[experiment.model]} on {DATASETS[experiment.dataset]} ({name})"
+    return f"{MODELS[experiment.model]} on {dataset(experiment)} ({name})"
+
+
+def dataset(experiment: Experiment) -> str:
+    """What readers see a data set called; the user's own have their own names."""
+    return DATASETS.get(experiment.dataset, experiment.dataset.partition(":")[2])
 
 
 def timed_title(suite: Suite, name: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vdbench import records, shipping
-from vdbench.config import BASELINE_METHODS, Suite
+from vdbench.config import BASELINE_METHODS, VARIATIONAL_METHODS, Suite
 from vdbench.progress import states
 from vdbench.provenance import cpu_model
 from vdbench.records import Record
@@ -19,6 +19,14 @@ GUESSED_EPOCH_S = {
     "lenet300100": {"dense": 1.8, "vd_finetune": 4.0, "vd_warmup": 4.0, "magnitude": 2.0, "random": 2.0},
     "lenet5": {"dense": 18.0, "vd_finetune": 34.0, "vd_warmup": 34.0, "magnitude": 19.0, "random": 19.0},
 }
+for _model, _dense, _variational in (
+    ("vgglike_k025", 70.0, 130.0),
+    ("vgglike_k050", 210.0, 400.0),
+    ("vgglike_k100", 800.0, 1500.0),
+    ("vgglike_k150", 1800.0, 3300.0),
+):
+    GUESSED_EPOCH_S[_model] = dict.fromkeys(("dense", *BASELINE_METHODS), _dense)
+    GUESSED_EPOCH_S[_model] |= dict.fromkeys(VARIATIONAL_METHODS, _variational)
 GUESSED_S = {"prune": 20.0, "time": 120.0, "layer": 15.0, "fetch": 10.0, "collect": 5.0, "table": 10.0, "plot": 60.0}
 _TRAIN_RULES = {"dense": "pretrain", **dict.fromkeys(BASELINE_METHODS, "baseline")}
 
@@ -108,7 +116,8 @@ def _guess(stage: str, spec: dict | None = None) -> tuple[float, str]:
         return GUESSED_S[stage], f"{GUESSED_S[stage]:g} s, a guess"
     from vdbench.data import DATASETS
 
-    share = DATASETS[spec["dataset"]].examples["train"] / 60_000
+    known = DATASETS.get(spec["dataset"])  # of the user's own images nothing is known before they are read
+    share = known.examples["train"] / 60_000 if known else 1.0
     epoch_s = GUESSED_EPOCH_S[spec["model"]][spec["method"]] * share
     return epoch_s * spec["recipe"]["epochs"], f"{epoch_s:.3g} s an epoch, a guess: never run before"
 

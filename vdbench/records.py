@@ -129,7 +129,10 @@ class Record(_Part):
     work: Work | None = None
     limits: dict[str, float] = Field({}, description="of one core, GFLOP/s, by where an operand comes from")
     history: str | None = Field(None, description="name of the CSV file beside the record, one row an epoch")
-    inputs: dict[str, str] = Field({}, description="of training: weights_sha256 of the `pretrained`, `matched` nets")
+    inputs: dict[str, str] = Field(
+        {},
+        description="of training: hashes of the `pretrained` and `matched` nets' weights, of the user's own `images`",
+    )
     weights_sha256: str | None = None
     trained_sha256: str | None = Field(None, description="of the trained weights that a pruned net was made from")
     wall_s: float

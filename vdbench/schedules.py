@@ -4,7 +4,7 @@ import numpy as np
 
 from vdbench.config import DenseRecipe, VariationalRecipe
 
-_STREAMS = {"initial": 0, "order": 1, "noise": 2, "scores": 3}
+_STREAMS = {"initial": 0, "order": 1, "noise": 2, "scores": 3, "augmentation": 5}
 
 
 def derived_seed(seed: int, stream: str, epoch: int = 0) -> int:

@@ -30,6 +30,7 @@ from vdbench.config import (
 from vdbench.data import Dataset
 from vdbench.job import Job
 from vdbench.models import MODELS
+from vdbench.pictures import PREFIX
 from vdbench.process import denormals_are_zero, own_randomness
 from vdbench.records import Record
 from vdbench.schedules import derived_seed, kl_weight, learning_rate
@@ -56,10 +57,13 @@ def build_model(spec: RunSpec, num_classes: int, pretrained: Path | None) -> nn.
         load_state(model, pretrained)
     recipe = spec.recipe
     if isinstance(recipe, VariationalRecipe):
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # of the dense net: variational dropout takes its place
         to_variational_dropout(model, loga_threshold=spec.threshold, initial_log_sigma2=recipe.initial_log_sigma2)
         for _, layer in variational_layers(model):
             layer.mask_in_training = recipe.mask_in_training
-    return model
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def build_optimizer(model: nn.Module, recipe: DenseRecipe) -> torch.optim.Adam:
@@ -83,7 +87,7 @@ class Training:
     pruner: GradualPruner | None
     device: str
     history: list[dict[str, float]]
-    inputs: dict[str, str]  # weights_sha256 of the nets it starts from, by what they are to it
+    inputs: dict[str, str]  # hashes of the nets it starts from, and of the user's own images, by what they are to it
     good: dict[str, Tensor]  # the weights of the last epoch that ended in numbers
 
     def run_epoch(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float] | None:
@@ -99,12 +103,16 @@ class Training:
         steps = len(order) // recipe.batch_size
         totals = torch.zeros(2, device=self.device)  # class loss, KL
         variational = self.spec.method in VARIATIONAL_METHODS
+        augmentation = None
+        if self.spec.augment:
+            seed = derived_seed(self.spec.seed, "augmentation", epoch)
+            augmentation = torch.Generator(self.device).manual_seed(seed)
         self.model.train()
         for step in range(steps):
             if self.pruner is not None and step % PRUNING_STEPS == 0:
                 self.pruner.update((epoch * steps + step) / (recipe.prune_epochs * steps))  # type: ignore[union-attr]
             batch = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            images, labels = data.train_images[batch], data.train_labels[batch]
+            images, labels = data.train_batch(batch, augmentation)
             if variational:
                 logits, kl = forward_with_kl(self.model, images)
                 class_loss = functional.cross_entropy(logits, labels)
@@ -208,7 +216,14 @@ def _start(spec: RunSpec, data: Dataset, pretrained: Path | None, matched: Path 
     if needs_pretrained and pretrained is None:
         raise SuiteError(f"{spec.method} starts from dense weights: pass --pretrained weights.pt")
     model = build_model(spec, data.num_classes, pretrained if needs_pretrained else None).to(device)
+    wanted, found = getattr(model, "input_shape", None), tuple(data.train_images.shape[1:])
+    if wanted is not None and wanted != found:
+        raise SuiteError(
+            f"{spec.model} takes images {wanted} (channels, height, width); those of {spec.dataset} are {found}"
+        )
     inputs = {"pretrained": state_sha256(load_tensors(pretrained))} if needs_pretrained and pretrained else {}
+    if spec.dataset.startswith(PREFIX):
+        inputs["images"] = data.sha256()  # a name alone does not say which pictures these are
     pruner = None
     if spec.method in BASELINE_METHODS:
         if matched is None:
@@ -255,7 +270,7 @@ def train(
     identity = {
         "spec": spec_sha256(spec.content()),
         "code": job.code.digest,
-        "inputs": [file_sha256(path) for path in (pretrained, matched) if path],
+        "inputs": [*(file_sha256(path) for path in (pretrained, matched) if path), run.inputs.get("images", "")],
         "threads": torch.get_num_threads(),
         "device": device,
         "torch": str(torch.__version__),
