@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -12,8 +12,11 @@ from pydantic import Field, ValidationError, model_validator
 from vdbench.config_timing import Case, CaseSpec, Name, Seed, Strict, Synthetic, Timing
 from vdbench.mistakes import explain
 
-DatasetName = Literal["mnist", "digits"]
-ModelName = Literal["lenet300100", "lenet5"]
+DatasetName = Literal["mnist", "digits", "ptb", "topics"]
+DatasetOrText = Annotated[str, Field(pattern=rf"^({'|'.join(get_args(DatasetName))}|text:.+)$")]
+ModelName = Literal[
+    "lenet300100", "lenet5", "rnnlm_tanh", "rnnlm_tanh_200", "rnnlm_lstm", "rnnlm_lstm_200", "rnnlm_lstm_onehot"
+]
 Method = Literal["dense", "vd_finetune", "vd_warmup", "magnitude", "random"]
 
 Spec = TypeVar("Spec", bound=Strict)
@@ -40,10 +43,17 @@ class DenseRecipe(Strict):
     """How a net is optimised: Adam, the learning rate constant at first, then linear to zero."""
 
     epochs: int = Field(gt=0, description="passes over the training set")
-    batch_size: int = Field(100, gt=0, description="examples a step; the incomplete last batch is dropped")
+    batch_size: int = Field(
+        100, gt=0, description="examples a step, the incomplete last batch dropped; of a text, the sequences a step"
+    )
     learning_rate: float = Field(1e-3, gt=0, description="Adam's initial learning rate")
     constant_epochs: int = Field(0, ge=0, description="epochs before the learning rate falls linearly to zero")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty, never on log_sigma2")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="rate of the net's dropout layers, else its own; 0 in variational dropout"
+    )
+    gradient_clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient, else any")
+    sequence_length: int | None = Field(None, gt=0, description="words a step reads of each sequence, else 35")
 
     @model_validator(mode="after")
     def _decay_fits(self) -> Self:
@@ -87,11 +97,13 @@ class Methods(Strict):
 class Experiment(Strict):
     """One net on one data set."""
 
-    dataset: DatasetName = Field(description="trained and evaluated on")
+    dataset: DatasetOrText = Field(description="trained and evaluated on; `text:FOLDER` is a folder with text files")
     model: ModelName = Field(description="the net")
     seeds: list[Seed] = Field(min_length=1, description="one run of every method for each")
     threshold: float = Field(3.0, ge=-8, le=8, description="weights with log alpha at or above it are removed")
-    validation_size: int = Field(0, ge=0, description="training examples held out and evaluated on, not the test set")
+    validation_size: int = Field(
+        0, ge=0, description="training examples, or words of a validation text, evaluated on, not the test set"
+    )
     match: Literal["vd_finetune", "vd_warmup"] = Field("vd_finetune", description="whose sparsity the baselines copy")
     seeds_of: dict[Method, Annotated[list[Seed], Field(min_length=1)]] = Field(
         {}, description="methods that run fewer seeds than `seeds`"
@@ -227,7 +239,7 @@ class RunSpec(Strict):
     """One run, as `Suite.run_spec` writes it and a job reads it."""
 
     experiment: str
-    dataset: DatasetName
+    dataset: DatasetOrText
     model: ModelName
     method: Method
     seed: int

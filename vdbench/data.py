@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vdbench.files import DataError, Folders, PublishedFile, obtain
+from vdbench.text import FOLDER_PREFIX, TEXTS, FolderText, Text, TextSource
 
 __all__ = ["DATASETS", "DataError", "Dataset", "available", "fetch", "load"]
 
@@ -32,6 +33,11 @@ class Dataset:
     eval_images: Tensor
     eval_labels: Tensor
     num_classes: int
+
+    @property
+    def example(self) -> Tensor:
+        """An input of one image."""
+        return self.eval_images[:1]
 
     def to(self, device: str) -> "Dataset":
         """The same data on a device."""
@@ -197,13 +203,20 @@ DIGITS = EmbeddedDigits(
     examples={"train": 1442, "test": 355},
     sha256="87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826",
 )
-DATASETS: dict[str, IdxArchive | EmbeddedDigits] = {source.name: source for source in (MNIST, DIGITS)}
+DATASETS: dict[str, IdxArchive | EmbeddedDigits | TextSource] = {MNIST.name: MNIST, DIGITS.name: DIGITS, **TEXTS}
 
 
-def _source(name: str) -> IdxArchive | EmbeddedDigits:
+def _source(name: str) -> IdxArchive | EmbeddedDigits | TextSource:
+    if name.startswith(FOLDER_PREFIX):
+        return FolderText(Path(name.removeprefix(FOLDER_PREFIX)))
     if name not in DATASETS:
-        raise DataError(f"no data set named {name}; there are: {', '.join(DATASETS)}")
+        raise DataError(f"no data set named {name}; there are: {', '.join(DATASETS)}, {FOLDER_PREFIX}<folder>")
     return DATASETS[name]
+
+
+def examples(name: str) -> dict[str, int]:
+    """Training and test examples of a data set, words of a text. Raises DataError."""
+    return _source(name).examples
 
 
 def available(name: str, cache: Path | None = None, mirror: Path | None = None) -> str:
@@ -222,13 +235,18 @@ def fetch(name: str, *, cache: Path | None = None, mirror: Path | None = None) -
     return {"dataset": name, "files": source.fetch(cache, mirror), "examples": source.examples}
 
 
-def load(name: str, *, validation_size: int = 0, cache: Path | None = None, mirror: Path | None = None) -> Dataset:
+def load(
+    name: str, *, validation_size: int = 0, cache: Path | None = None, mirror: Path | None = None
+) -> Dataset | Text:
     """A data set in memory, its files verified: training set and test set.
 
     With `validation_size`, that many training examples are held out and evaluated on instead: the last ones of a
-    shuffle under a fixed seed. The test set is then not even read. Raises DataError.
+    shuffle under a fixed seed. The test set is then not even read. A text has a validation text of its own, of which
+    so many words are evaluated on. Raises DataError.
     """
     source = _source(name)
+    if isinstance(source, TextSource):
+        return source.load(validation_size, cache, mirror)
     count = source.examples["train"]
     if not 0 <= validation_size < count:
         raise DataError(f"validation_size is {validation_size}: {name} has {count:,} training examples to take it from")

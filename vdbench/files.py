@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 from vdbench.records import atomic_write
 
@@ -52,7 +52,10 @@ class Folders:
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file known by size and sha256 of its content: `<folder>/<name>` or, gzipped, `<folder>/<name>.gz`."""
+    """A file known by size and sha256 of its content: `<folder>/<name>` or, gzipped, `<folder>/<name>.gz`; servers have
+    it gzipped where `suffix` is `.gz`."""
+
+    suffix: ClassVar[str] = ".gz"
 
     folder: str
     name: str
@@ -95,7 +98,7 @@ class PublishedFile:
 def obtain(file: PublishedFile, folders: Folders, servers: Callable[[], Sequence[str]]) -> tuple[bytes, str]:
     """Verified content, in the cache from now on, and where it came from: `cache`, `mirror` or an address.
 
-    `servers` gives the addresses of folders to download `<name>.gz` from, the preferred one first. Raises DataError:
+    `servers` gives the addresses of folders to download from, the preferred one first. Raises DataError:
     a wrong file is refused and not passed over, and a failed download names every source tried.
     """
     content = _read(file, folders.cache, "delete it and run again to have it fetched anew")
@@ -137,14 +140,15 @@ def _download(file: PublishedFile, folders: Folders, servers: Sequence[str]) -> 
     mirror = "not set" if folders.mirror is None else f"{folders.mirror / file.folder}: not there, plain or gzipped"
     tried = [f"cache {folders.cache / file.folder}: not there", f"mirror folder {mirror}"]
     for server in servers:
-        address = f"{server.rstrip('/')}/{file.name}.gz"
+        address = f"{server.rstrip('/')}/{file.name}{file.suffix}"
         try:
             return _download_from(address, file), address
         except DataError as error:
             tried.append(f"{address}: {error}")
     raise DataError(
         "\n  ".join((f"{file.folder}/{file.name} could not be had:", *tried))
-        + f"\nCheck the network and run again, or point {SETTING} at a folder that has {file.folder}/{file.name}.gz."
+        + f"\nCheck the network and run again, or point {SETTING} at a folder that has "
+        f"{file.folder}/{file.name}{file.suffix}."
     )
 
 
@@ -155,7 +159,7 @@ def _download_from(address: str, file: PublishedFile) -> bytes:
     for attempt, wait in enumerate((*WAITS_S, None), start=1):
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-                return file.verified(response, gzipped=True)
+                return file.verified(response, gzipped=bool(file.suffix))
         except (OSError, http.client.HTTPException, DataError) as error:
             no_use = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429)
             if wait is None or no_use:

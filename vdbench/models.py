@@ -1,10 +1,12 @@
-"""The networks of the paper, plain `nn.Module`s; `to_variational_dropout` makes them variational."""
+"""The networks, plain `nn.Module`s; `to_variational_dropout` makes them variational."""
 
 from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from vdbench.language import LANGUAGE_MODELS
 
 
 class LeNet300100(nn.Sequential):
@@ -105,4 +107,13 @@ class VGGLike(nn.Sequential):
         super().__init__(layers)
 
 
-MODELS: dict[str, Callable[[int], nn.Module]] = {"lenet300100": LeNet300100, "lenet5": LeNet5}
+def set_dropout(model: nn.Module, rate: float) -> None:
+    """Set the rate of every dropout layer of a model, and of dropout between recurrent layers."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        elif isinstance(module, nn.RNNBase) and module.num_layers > 1:
+            module.dropout = rate
+
+
+MODELS: dict[str, Callable[[int], nn.Module]] = {"lenet300100": LeNet300100, "lenet5": LeNet5, **LANGUAGE_MODELS}

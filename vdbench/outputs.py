@@ -3,8 +3,17 @@
 from vdbench.config import VARIATIONAL_METHODS, Experiment, Suite
 from vdbench.config_timing import RANDOM_MASKS, Backend, SyntheticConvolution, SyntheticLinear, SyntheticNet
 
-MODELS = {"lenet300100": "LeNet-300-100", "lenet5": "LeNet-5-Caffe", "vgglike": "VGG-like"}
-DATASETS = {"mnist": "MNIST", "digits": "digits"}
+MODELS = {
+    "lenet300100": "LeNet-300-100",
+    "lenet5": "LeNet-5-Caffe",
+    "vgglike": "VGG-like",
+    "rnnlm_tanh": "tanh RNN, 2 x 650 units",
+    "rnnlm_tanh_200": "tanh RNN, 2 x 200 units",
+    "rnnlm_lstm": "LSTM, 2 x 650 units",
+    "rnnlm_lstm_200": "LSTM, 2 x 200 units",
+    "rnnlm_lstm_onehot": "LSTM, one-hot words, 256 units",
+}
+DATASETS = {"mnist": "MNIST", "digits": "digits", "ptb": "Penn Treebank", "topics": "Python's help texts"}
 METHODS = {
     "dense": "dense",
     "vd_finetune": "Sparse VD, fine-tuned",
@@ -41,8 +50,12 @@ TABLE_FORMATS = ("html", "csv", "md", "tex")  # the first is the one the report 
 FIGURE_FORMATS = ("png", "svg")
 
 
+def dataset(experiment: Experiment) -> str:
+    return DATASETS.get(experiment.dataset, experiment.dataset)
+
+
 def title(name: str, experiment: Experiment) -> str:
-    return f"{MODELS[experiment.model]} on {DATASETS[experiment.dataset]} ({name})"
+    return f"{MODELS[experiment.model]} on {dataset(experiment)} ({name})"
 
 
 def timed_title(suite: Suite, name: str) -> str:

@@ -18,6 +18,11 @@ Node = tuple[str, ...]
 GUESSED_EPOCH_S = {
     "lenet300100": {"dense": 1.8, "vd_finetune": 4.0, "vd_warmup": 4.0, "magnitude": 2.0, "random": 2.0},
     "lenet5": {"dense": 18.0, "vd_finetune": 34.0, "vd_warmup": 34.0, "magnitude": 19.0, "random": 19.0},
+    "rnnlm_tanh": {"dense": 30.0, "vd_finetune": 34.0, "vd_warmup": 34.0, "magnitude": 32.0, "random": 32.0},
+    "rnnlm_tanh_200": {"dense": 10.0, "vd_finetune": 12.0, "vd_warmup": 12.0, "magnitude": 11.0, "random": 11.0},
+    "rnnlm_lstm": {"dense": 50.0, "vd_finetune": 60.0, "vd_warmup": 60.0, "magnitude": 52.0, "random": 52.0},
+    "rnnlm_lstm_200": {"dense": 13.0, "vd_finetune": 16.0, "vd_warmup": 16.0, "magnitude": 14.0, "random": 14.0},
+    "rnnlm_lstm_onehot": {"dense": 50.0, "vd_finetune": 60.0, "vd_warmup": 60.0, "magnitude": 52.0, "random": 52.0},
 }
 GUESSED_S = {"prune": 20.0, "time": 120.0, "layer": 15.0, "fetch": 10.0, "collect": 5.0, "table": 10.0, "plot": 60.0}
 _TRAIN_RULES = {"dense": "pretrain", **dict.fromkeys(BASELINE_METHODS, "baseline")}
@@ -106,9 +111,9 @@ def _runs(chosen: list[Record]) -> str:
 def _guess(stage: str, spec: dict | None = None) -> tuple[float, str]:
     if stage != "train" or spec is None:
         return GUESSED_S[stage], f"{GUESSED_S[stage]:g} s, a guess"
-    from vdbench.data import DATASETS
+    from vdbench import data
 
-    share = DATASETS[spec["dataset"]].examples["train"] / 60_000
+    share = data.examples(spec["dataset"])["train"] / 60_000
     epoch_s = GUESSED_EPOCH_S[spec["model"]][spec["method"]] * share
     return epoch_s * spec["recipe"]["epochs"], f"{epoch_s:.3g} s an epoch, a guess: never run before"
 

@@ -41,7 +41,7 @@ class View:
 
     @property
     def title(self) -> str:
-        return f"{outputs.MODELS[self.experiment.model]} on {outputs.DATASETS[self.experiment.dataset]}"
+        return f"{outputs.MODELS[self.experiment.model]} on {outputs.dataset(self.experiment)}"
 
     @property
     def error_label(self) -> str:

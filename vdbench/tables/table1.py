@@ -48,7 +48,7 @@ def document(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]])
         elif not paper:
             remarks.append(
                 f"{name}: nothing is published for {outputs.MODELS[experiment.model]} on "
-                f"{outputs.DATASETS[experiment.dataset]}, so nothing here compares with the paper."
+                f"{outputs.dataset(experiment)}, so nothing here compares with the paper."
             )
     cited = dict.fromkeys(row.source for e in suite.experiments.values() for row in published.rows("published", e))
     return Document(
