@@ -165,7 +165,7 @@ def test_an_unknown_name_to_skip_lists_those_there_are_and_changes_nothing():
     ],
 )
 def test_nothing_to_convert_is_an_error(model, skip):
-    with pytest.raises(ValueError, match=r"Sequential has no nn\.Linear or nn\.Conv2d"):
+    with pytest.raises(ValueError, match=r"Sequential has no nn\.Linear, nn\.Conv2d"):
         to_variational_dropout(model, skip=skip)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from vdbench import data, images
 from vdbench.data import DataError, Dataset
-from vdbench.files import PublishedArchive
+from vdbench.files import PublishedPlain
 from vdbench.images import CifarArchive, Normalisation, shifted_and_flipped
 from vdbench.pictures import CIFAR10_JPEG
 
@@ -48,7 +48,7 @@ class Cifar:
         content = tar(self.files) if content is None else content
         (self.mirror / "x").mkdir(parents=True, exist_ok=True)
         (self.mirror / "x" / "x.tar.gz").write_bytes(content)
-        file = PublishedArchive("x", "x.tar.gz", len(content), hashlib.sha256(content).hexdigest())
+        file = PublishedPlain("x", "x.tar.gz", len(content), hashlib.sha256(content).hexdigest())
         batches = {"train": {"one.bin": 7, "two.bin": 5}, "test": {"test.bin": 5}}
         return CifarArchive("cifar100", classes, file, batches, self.label_bytes, label, lambda: ())  # type: ignore[arg-type]
 

@@ -14,7 +14,7 @@ from PIL import Image
 from vdbench import data
 from vdbench.config import SuiteError
 from vdbench.data import DataError
-from vdbench.files import PublishedArchive
+from vdbench.files import PublishedPlain
 from vdbench.pictures import CIFAR10_JPEG, PictureArchive
 
 SIZE = (6, 5)  # width, height
@@ -169,7 +169,7 @@ def test_validation_split_of_a_folder(mirror: Path) -> None:
 def test_decoder_that_decodes_otherwise_is_refused(mirror: Path) -> None:
     packed(mirror, ".tar")
     content = (mirror / "pets.tar").read_bytes()
-    file = PublishedArchive("", "pets.tar", len(content), hashlib.sha256(content).hexdigest())
+    file = PublishedPlain("", "pets.tar", len(content), hashlib.sha256(content).hexdigest())
     pixels = data.load("folder:pets").train_images.permute(0, 2, 3, 1).numpy()
     digests = {"train": hashlib.sha256(pixels.tobytes()).hexdigest(), "test": "0" * 64}
     source = PictureArchive("pets", 2, file, {"train": 5, "test": 2}, digests, lambda: ())

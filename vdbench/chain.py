@@ -33,7 +33,7 @@ class VariationalDropoutChain(nn.Module):
         self._class_loss = self._kl = torch.zeros(())
 
     def to_variational_dropout(self, **options: Any) -> Self:
-        """Make the linear and convolutional layers variational, in place; options as the function of that name."""
+        """Make the layers variational, in place; options as the function of that name."""
         to_variational_dropout(self, **options)
         return self
 
@@ -70,7 +70,7 @@ class VariationalDropoutChain(nn.Module):
         layers = [layer for _, layer in variational_layers(self)]
         if not layers:
             raise ValueError("no layer is variational yet: call to_variational_dropout() first")
-        rates = [torch.sigmoid(layer.log_alpha).flatten() for layer in layers]
+        rates = [torch.cat([torch.sigmoid(m.log_alpha()).flatten() for m in layer.matrices()]) for layer in layers]
         dropped = sum(int((p > layer.p_threshold).sum()) for p, layer in zip(rates, layers, strict=True))
         every = torch.cat(rates)
         return {

@@ -15,6 +15,7 @@ from vdbench.files import DataError
 
 if TYPE_CHECKING:
     from vdbench.data import Dataset
+    from vdbench.text import Text
 
 EXPECTED_ERRORS = (SuiteError, records.RecordError, DataError, OSError)
 
@@ -73,7 +74,7 @@ def time(args: argparse.Namespace) -> int:
     return _finished(record)
 
 
-def _dataset(args: argparse.Namespace) -> "Dataset":
+def _dataset(args: argparse.Namespace) -> "Dataset | Text":
     from vdbench import data
 
     spec: RunSpec = args.spec

@@ -13,8 +13,10 @@ from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, mod
 from vdbench.config_timing import Case, CaseSpec, Name, Seed, Strict, Synthetic, Timing
 from vdbench.mistakes import explain
 
-DatasetName = Literal["mnist", "digits", "cifar10", "cifar10_jpeg", "cifar100", "cifar100_coarse"]
-ModelName = Literal["lenet300100", "lenet5", "vgglike_k025", "vgglike_k050", "vgglike_k100", "vgglike_k150"]
+DatasetName = Literal["mnist", "digits", "cifar10", "cifar10_jpeg", "cifar100", "cifar100_coarse", "ptb", "topics"]
+_ImageModel = Literal["lenet300100", "lenet5", "vgglike_k025", "vgglike_k050", "vgglike_k100", "vgglike_k150"]
+_LanguageModel = Literal["rnnlm_tanh", "rnnlm_tanh_200", "rnnlm_lstm", "rnnlm_lstm_200", "rnnlm_lstm_onehot"]
+ModelName = Literal[_ImageModel, _LanguageModel]
 Method = Literal["dense", "vd_finetune", "vd_warmup", "magnitude", "random"]
 
 Spec = TypeVar("Spec", bound=Strict)
@@ -30,14 +32,16 @@ UPSTREAM["time"] = (*UPSTREAM["prune"], "time")
 
 
 def _known_dataset(name: str) -> str:
-    if name not in get_args(DatasetName) and not re.fullmatch(r"folder:\w[\w.-]*", name):
-        raise ValueError(f"no data set {name!r}: there are {', '.join(get_args(DatasetName))} and folder:NAME")
+    if name not in get_args(DatasetName) and not re.fullmatch(r"(folder|text):\w[\w.-]*", name):
+        raise ValueError(
+            f"no data set {name!r}: there are {', '.join(get_args(DatasetName))}, folder:NAME and text:NAME"
+        )
     return name
 
 
-# One that is known, or `folder:NAME`, pictures of the user's own.
+# One that is known, or pictures (`folder:NAME`) or texts (`text:NAME`) of the user's own.
 AnyDataset = Annotated[
-    str, AfterValidator(_known_dataset), WithJsonSchema({"enum": [*get_args(DatasetName), "folder:NAME"]})
+    str, AfterValidator(_known_dataset), WithJsonSchema({"enum": [*get_args(DatasetName), "folder:NAME", "text:NAME"]})
 ]
 
 
@@ -54,10 +58,17 @@ class DenseRecipe(Strict):
     """How a net is optimised: Adam, the learning rate constant at first, then linear to zero."""
 
     epochs: int = Field(gt=0, description="passes over the training set")
-    batch_size: int = Field(100, gt=0, description="examples a step; the incomplete last batch is dropped")
+    batch_size: int = Field(
+        100, gt=0, description="examples a step, the incomplete last batch dropped; of a text, the sequences a step"
+    )
     learning_rate: float = Field(1e-3, gt=0, description="Adam's initial learning rate")
     constant_epochs: int = Field(0, ge=0, description="epochs before the learning rate falls linearly to zero")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty, never on log_sigma2")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="rate of the net's dropout layers, else its own; 0 in variational dropout"
+    )
+    gradient_clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient, else any")
+    sequence_length: int | None = Field(None, gt=0, description="words a step reads of each sequence, else 35")
 
     @model_validator(mode="after")
     def _decay_fits(self) -> Self:
@@ -102,12 +113,15 @@ class Experiment(Strict):
     """One net on one data set."""
 
     dataset: AnyDataset = Field(
-        description="trained and evaluated on; `folder:NAME` is a folder or tar archive NAME of pictures in the mirror"
+        description="trained and evaluated on; of your own, in the mirror folder: `folder:NAME`, a folder or archive "
+        "of pictures, and `text:NAME`, a folder of texts"
     )
     model: ModelName = Field(description="the net")
     seeds: list[Seed] = Field(min_length=1, description="one run of every method for each")
     threshold: float = Field(3.0, ge=-8, le=8, description="weights with log alpha at or above it are removed")
-    validation_size: int = Field(0, ge=0, description="training examples held out and evaluated on, not the test set")
+    validation_size: int = Field(
+        0, ge=0, description="training examples, or words of a validation text, evaluated on, not the test set"
+    )
     augment: bool = Field(False, description="shift training images by up to 4 pixels and mirror half of them")
     match: Literal["vd_finetune", "vd_warmup"] = Field("vd_finetune", description="whose sparsity the baselines copy")
     seeds_of: dict[Method, Annotated[list[Seed], Field(min_length=1)]] = Field(

@@ -16,6 +16,7 @@ from vdbench.files import DataError, Folders, FromFiles, PublishedFile, obtain
 from vdbench.images import CIFAR, CifarArchive, Normalisation, shifted_and_flipped
 from vdbench.pictures import CIFAR10_JPEG, PREFIX, PictureArchive, PictureFolder
 from vdbench.tensors import state_sha256
+from vdbench.text import TEXT_PREFIX, TEXTS, FolderText, Text, TextSource
 
 __all__ = ["DATASETS", "DataError", "Dataset", "available", "fetch", "load"]
 
@@ -40,6 +41,11 @@ class Dataset:
     eval_labels: Tensor
     num_classes: int
     normalisation: Normalisation | None = None
+
+    @property
+    def example(self) -> Tensor:
+        """An input of one image."""
+        return self.eval_images[:1]
 
     def to(self, device: str) -> "Dataset":
         """The same data on a device."""
@@ -208,16 +214,24 @@ DIGITS = EmbeddedDigits(
     examples={"train": 1442, "test": 355},
     sha256="87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826",
 )
-Source = IdxArchive | EmbeddedDigits | CifarArchive | PictureArchive | PictureFolder
-DATASETS: dict[str, Source] = {source.name: source for source in (MNIST, DIGITS, *CIFAR, CIFAR10_JPEG)}
+Source = IdxArchive | EmbeddedDigits | CifarArchive | PictureArchive | PictureFolder | TextSource
+DATASETS: dict[str, Source] = {source.name: source for source in (MNIST, DIGITS, *CIFAR, CIFAR10_JPEG, *TEXTS)}
+OWN_DATA = (PREFIX, TEXT_PREFIX)
 
 
 def _source(name: str, mirror: Path | None) -> Source:
     if name.startswith(PREFIX):
         return PictureFolder.named(name, mirror)
+    if name.startswith(TEXT_PREFIX):
+        return FolderText.named(name, mirror)
     if name not in DATASETS:
-        raise DataError(f"no data set named {name}; there are: {', '.join(DATASETS)}, {PREFIX}NAME")
+        raise DataError(f"no data set named {name}; there are: {', '.join(DATASETS)}, {PREFIX}NAME, {TEXT_PREFIX}NAME")
     return DATASETS[name]
+
+
+def examples(name: str) -> dict[str, int]:
+    """Training and test examples of a data set, words of a text. Raises DataError."""
+    return _source(name, None).examples
 
 
 def available(name: str, cache: Path | None = None, mirror: Path | None = None) -> str:
@@ -236,13 +250,18 @@ def fetch(name: str, *, cache: Path | None = None, mirror: Path | None = None) -
     return {"dataset": name, "files": source.fetch(cache, mirror), "examples": source.examples}
 
 
-def load(name: str, *, validation_size: int = 0, cache: Path | None = None, mirror: Path | None = None) -> Dataset:
+def load(
+    name: str, *, validation_size: int = 0, cache: Path | None = None, mirror: Path | None = None
+) -> Dataset | Text:
     """A data set in memory, its files verified: training set and test set.
 
     With `validation_size`, that many training examples are held out and evaluated on instead: the last ones of a
-    shuffle under a fixed seed. The test set is then not even read. Raises DataError.
+    shuffle under a fixed seed. The test set is then not even read. A text has a validation text of its own, of which
+    so many words are evaluated on. Raises DataError.
     """
     source = _source(name, mirror)
+    if isinstance(source, TextSource):
+        return source.load(validation_size, cache, mirror)
     count = source.examples["train"]
     if not 0 <= validation_size < count:
         raise DataError(f"validation_size is {validation_size}: {name} has {count:,} training examples to take it from")

@@ -95,8 +95,8 @@ class PublishedFile:
 
 
 @dataclass(frozen=True)
-class PublishedArchive(PublishedFile):
-    """An archive, known by size and sha256 as it is published."""
+class PublishedPlain(PublishedFile):
+    """One that servers have as it is: an archive, or a text."""
 
     suffix = ""
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdbench.files import DataError, Folders, FromFiles, PublishedArchive, obtain
+from vdbench.files import DataError, Folders, FromFiles, PublishedPlain, obtain
 
 Split = Literal["train", "test"]
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -86,7 +86,7 @@ class CifarArchive(FromFiles):
 
     name: str
     num_classes: int
-    file: PublishedArchive
+    file: PublishedPlain
     batches: dict[Split, dict[str, int]]
     label_bytes: int = 1
     label: int = 0
@@ -97,7 +97,7 @@ class CifarArchive(FromFiles):
         return {split: sum(batches.values()) for split, batches in self.batches.items()}
 
     @property
-    def all_files(self) -> list[PublishedArchive]:
+    def all_files(self) -> list[PublishedPlain]:
         return [self.file]
 
     def read(self, split: Split, cache: Path | None, mirror: Path | None) -> Arrays:
@@ -127,7 +127,7 @@ class CifarArchive(FromFiles):
         return np.frombuffer(content, np.uint8).reshape(count, size)
 
 
-_CIFAR100 = PublishedArchive(
+_CIFAR100 = PublishedPlain(
     "cifar100",
     "cifar-100-binary.tar.gz",
     168_513_733,
@@ -138,7 +138,7 @@ CIFAR = (
     CifarArchive(
         name="cifar10",
         num_classes=10,
-        file=PublishedArchive(
+        file=PublishedPlain(
             "cifar10",
             "cifar-10-binary.tar.gz",
             170_052_171,

@@ -203,3 +203,86 @@ def add_noise(mean, variance, noise, out):
         std = np.sqrt(max(variance[i], f32(0.0)) + _EPS)
         out[i] = mean[i] + std * noise[i]
         noise[i] = f32(0.5) * noise[i] / std
+
+
+@njit(**_JIT)
+def _divergence_block(weight, log_sigma2):
+    kl = f32(0.0)
+    for i in range(weight.size):
+        log_alpha = _clip(log_sigma2[i] - _log(weight[i] * weight[i] + _EPS), _CLIP)
+        gate = f32(1.0) / (f32(1.0) + _exp(-_K2 - _K3 * log_alpha))
+        kl += _K1 * (f32(1.0) - gate) + f32(0.5) * _log(f32(1.0) + _exp(-log_alpha))
+    return kl
+
+
+@njit(**_JIT)
+def divergence(weight, log_sigma2):
+    """The KL divergence summed over all weights."""
+    kl = 0.0
+    for start in range(0, weight.size, _BLOCK):
+        part = slice(start, min(start + _BLOCK, weight.size))
+        kl += _divergence_block(weight[part], log_sigma2[part])
+    return kl
+
+
+@njit(**_JIT)
+def divergence_gradients(weight, log_sigma2, grad_kl, grad_weight, grad_log_sigma2):
+    """The gradients of `divergence`, times `grad_kl`, written into `grad_weight` and `grad_log_sigma2`."""
+    scale = f32(grad_kl)
+    for i in range(weight.size):
+        square = weight[i] * weight[i] + _EPS
+        unclipped = log_sigma2[i] - _log(square)
+        log_alpha = _clip(unclipped, _CLIP)
+        inverse_alpha = _exp(-log_alpha)
+        gate = f32(1.0) / (f32(1.0) + _exp(-_K2 - _K3 * log_alpha))
+        slope = -f32(0.5) * inverse_alpha / (f32(1.0) + inverse_alpha) - _K1 * _K3 * gate * (f32(1.0) - gate)
+        slope = scale * slope if log_alpha == unclipped else f32(0.0)
+        grad_log_sigma2[i] = slope
+        grad_weight[i] = f32(-2.0) * weight[i] / square * slope
+
+
+@njit(**_JIT)
+def _sample_block(weight, log_sigma2, noise, out, alpha_limit):
+    for i in range(weight.size):
+        std = _exp(f32(0.5) * _clip(log_sigma2[i], _LARGEST))
+        removed = std * std >= alpha_limit * (weight[i] * weight[i] + _EPS)
+        out[i] = (f32(0.0) if removed else weight[i]) + std * noise[i]
+
+
+@njit(**_JIT)
+def _sample_gradients_block(weight, log_sigma2, noise, grad, grad_weight, grad_log_sigma2, alpha_limit):
+    for i in range(weight.size):
+        std = _exp(f32(0.5) * _clip(log_sigma2[i], _LARGEST))
+        removed = std * std >= alpha_limit * (weight[i] * weight[i] + _EPS)
+        grad_weight[i] += f32(0.0) if removed else grad[i]
+        grad_log_sigma2[i] += f32(0.5) * std * noise[i] * grad[i]
+
+
+@njit(**_JIT)
+def sample(weight, log_sigma2, out, seed, alpha_limit):
+    """A sample of every weight, written into `out`: its mean, 0 where exp(log_sigma2) >= alpha_limit * (weight^2 +
+    1e-8), plus its standard deviation times a standard normal drawn from the 64-bit seed."""
+    noise = np.empty(_BLOCK, np.float32)
+    for start in range(0, weight.size, _BLOCK):
+        part = slice(start, min(start + _BLOCK, weight.size))
+        fill_normal(noise, np.uint64(seed) + np.uint64(start // _BLOCK))
+        _sample_block(weight[part], log_sigma2[part], noise, out[part], f32(alpha_limit))
+
+
+@njit(**_JIT)
+def sample_gradients(weight, log_sigma2, grad, grad_weight, grad_log_sigma2, seed, alpha_limit):
+    """The gradients of `sample` added to `grad_weight` and `grad_log_sigma2`. The noise is drawn again, from the same
+    seed, rather than kept: that is as fast, and saves memory the size of all weights."""
+    noise = np.empty(_BLOCK, np.float32)
+    for start in range(0, weight.size, _BLOCK):
+        part = slice(start, min(start + _BLOCK, weight.size))
+        fill_normal(noise, np.uint64(seed) + np.uint64(start // _BLOCK))
+        _sample_gradients_block(
+            weight[part],
+            log_sigma2[part],
+            noise,
+            grad[part],
+            grad_weight[part],
+            grad_log_sigma2[part],
+            f32(alpha_limit),
+        )

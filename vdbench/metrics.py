@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vdbench.records import Layer, MultiplyAdds, Size, Work
-from vdbench.variational import VariationalDropout
+from vdbench.variational import VariationalDropout, weight_name
 
 EVALUATION_BATCH = 1000
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weight tensor every linear and convolutional layer computes with in eval mode, by layer name.
+    """The weight tensor every linear, convolutional and embedding layer computes with in eval mode, by layer name, and
+    every weight matrix of every recurrent layer, by layer and matrix: `lstm.weight_hh_l0`.
 
     Variational layers are masked at their threshold; in others a removed weight is a zero. Biases, normalisation
     and `log_sigma2` are not weights.
@@ -23,14 +24,21 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, VariationalDropout):
-            found[name] = module.masked_weight().detach()
-        elif isinstance(module, nn.Linear | nn.Conv2d):
+            for matrix in module.matrices():
+                found[weight_name(name, matrix.name)] = matrix.masked(module.loga_threshold).detach()
+        elif isinstance(module, nn.RNNBase):
+            for part, weight in module.named_parameters():
+                if part.startswith("weight"):
+                    found[weight_name(name, part)] = weight.detach()
+        elif isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
             found[name] = module.weight.detach()
     return found
 
 
 def parameter_name(layer: str) -> str:
-    """The name in a state dict of a layer's weight; a model that is itself the layer has the empty name."""
+    """The name in a state dict of a weight tensor of `weights`; a model that is itself the layer has the empty name."""
+    if layer.rpartition(".")[2].startswith("weight_"):
+        return layer
     return f"{layer}.weight" if layer else "weight"
 
 
@@ -84,7 +92,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _observe(model: nn.Module, example: Tensor, hooks: dict[str, Callable[..., None]]) -> None:
     """Run the model once in eval mode with a forward hook on each named layer."""
-    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
+    owners = {name: parameter_name(name).rpartition(".")[0] for name in hooks}
+    handles = [model.get_submodule(owners[name]).register_forward_hook(hook) for name, hook in hooks.items()]
     try:
         with torch.no_grad(), _evaluating(model):
             model(example)
@@ -94,17 +103,23 @@ def _observe(model: nn.Module, example: Tensor, hooks: dict[str, Callable[..., N
 
 
 def multiply_adds(model: nn.Module, example: Tensor) -> MultiplyAdds:
-    """Multiply-adds for one example, dense and with the zeros left out (each weight times its output positions).
+    """Multiply-adds for one example, dense and with the zeros left out (each weight times its output positions). An
+    embedding looks up and multiplies nothing.
 
     Args:
-        example: an input of batch size 1.
+        example: an input of batch size 1; one word for a language model.
     """
     positions: dict[str, int] = {}
 
     def count(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: object, output: Tensor) -> None:
-            channels = output.shape[1 if isinstance(module, nn.Conv2d) else -1]
-            positions[name] = positions.get(name, 0) + output[0].numel() // channels
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if isinstance(module, nn.RNNBase):
+                met = args[0].shape[:-1].numel()
+            elif isinstance(module, nn.Embedding):
+                met = 0
+            else:
+                met = output[0].numel() // output.shape[1 if isinstance(module, nn.Conv2d) else -1]
+            positions[name] = positions.get(name, 0) + met
 
         return hook
 
@@ -141,6 +156,26 @@ def work(model: nn.Module, example: Tensor) -> Work:
 
     _observe(model, example, {name: count(name) for name in found})
     return Work(**totals)
+
+
+EVALUATION_WORDS = 2000  # in one call
+
+
+@torch.no_grad()
+def text_cross_entropy(model: nn.Module, words: Tensor) -> float:
+    """Mean cross-entropy in nats of every word but the first, each after all the words before it, in eval mode; the
+    training mode is restored. Its exponential is the perplexity.
+
+    Args:
+        words: (N,) int64, on the same device as the model.
+    """
+    total, state = 0.0, None
+    with _evaluating(model):
+        for start in range(0, len(words) - 1, EVALUATION_WORDS):
+            piece = words[start : start + EVALUATION_WORDS + 1]
+            logits, state = model(piece[:-1, None], state)
+            total += float(functional.cross_entropy(logits[:, 0], piece[1:], reduction="sum"))
+    return total / (len(words) - 1)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The networks of the paper, plain `nn.Module`s; `to_variational_dropout` makes them variational."""
+"""The networks, plain `nn.Module`s; `to_variational_dropout` makes them variational."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from vdbench.language import LANGUAGE_MODELS
 
 
 class LeNet300100(nn.Sequential):
@@ -106,6 +108,15 @@ class VGGLike(nn.Sequential):
         super().__init__(layers)
 
 
+def set_dropout(model: nn.Module, rate: float) -> None:
+    """Set the rate of every dropout layer of a model, and of dropout between recurrent layers."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        elif isinstance(module, nn.RNNBase) and module.num_layers > 1:
+            module.dropout = rate
+
+
 VGG_WIDTHS = {"vgglike_k025": 0.25, "vgglike_k050": 0.5, "vgglike_k100": 1.0, "vgglike_k150": 1.5}
 MODELS: dict[str, Callable[[int], nn.Module]] = {"lenet300100": LeNet300100, "lenet5": LeNet5}
-MODELS |= {name: partial(VGGLike, width=width) for name, width in VGG_WIDTHS.items()}
+MODELS |= {name: partial(VGGLike, width=width) for name, width in VGG_WIDTHS.items()} | LANGUAGE_MODELS

@@ -5,6 +5,13 @@ from vdbench.config_timing import RANDOM_MASKS, Backend, SyntheticConvolution, S
 
 MODELS = {"lenet300100": "LeNet-300-100", "lenet5": "LeNet-5-Caffe", "vgglike": "VGG-like"}
 MODELS |= {f"vgglike_k{100 * width:03.0f}": f"VGG-like, k = {width:g}" for width in (0.25, 0.5, 1.0, 1.5)}
+MODELS |= {
+    "rnnlm_tanh": "tanh RNN, 2 x 650 units",
+    "rnnlm_tanh_200": "tanh RNN, 2 x 200 units",
+    "rnnlm_lstm": "LSTM, 2 x 650 units",
+    "rnnlm_lstm_200": "LSTM, 2 x 200 units",
+    "rnnlm_lstm_onehot": "LSTM, one-hot words, 256 units",
+}
 DATASETS = {
     "mnist": "MNIST",
     "digits": "digits",
@@ -12,6 +19,8 @@ DATASETS = {
     "cifar10_jpeg": "CIFAR-10 as JPEG",
     "cifar100": "CIFAR-100",
     "cifar100_coarse": "CIFAR-100, 20 coarse classes",
+    "ptb": "Penn Treebank",
+    "topics": "Python's help texts",
 }
 METHODS = {
     "dense": "dense",
@@ -49,13 +58,13 @@ TABLE_FORMATS = ("html", "csv", "md", "tex")  # the first is the one the report 
 FIGURE_FORMATS = ("png", "svg")
 
 
-def title(name: str, experiment: Experiment) -> str:
-    return f"{MODELS[experiment.model]} on {dataset(experiment)} ({name})"
-
-
 def dataset(experiment: Experiment) -> str:
     """What readers see a data set called; the user's own have their own names."""
     return DATASETS.get(experiment.dataset, experiment.dataset.partition(":")[2])
+
+
+def title(name: str, experiment: Experiment) -> str:
+    return f"{MODELS[experiment.model]} on {dataset(experiment)} ({name})"
 
 
 def timed_title(suite: Suite, name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vdbench.files import SETTING, DataError, Folders, FromFiles, PublishedArchive, obtain
+from vdbench.files import SETTING, DataError, Folders, FromFiles, PublishedPlain, obtain
 from vdbench.images import Arrays, Split
 
 PREFIX = "folder:"
@@ -183,13 +183,13 @@ class PictureArchive(FromFiles):
 
     name: str
     num_classes: int
-    file: PublishedArchive
+    file: PublishedPlain
     examples: dict[str, int]
     pixels_sha256: dict[str, str]
     servers: Callable[[], Sequence[str]]
 
     @property
-    def all_files(self) -> list[PublishedArchive]:
+    def all_files(self) -> list[PublishedPlain]:
         return [self.file]
 
     def read(self, split: Split, cache: Path | None, mirror: Path | None) -> Arrays:
@@ -210,7 +210,7 @@ class PictureArchive(FromFiles):
 CIFAR10_JPEG = PictureArchive(
     name="cifar10_jpeg",
     num_classes=10,
-    file=PublishedArchive(
+    file=PublishedPlain(
         "cifar10_jpeg",
         "cifar10-jpeg.tar.xz",
         18_546_844,

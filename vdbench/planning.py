@@ -18,6 +18,11 @@ Node = tuple[str, ...]
 GUESSED_EPOCH_S = {
     "lenet300100": {"dense": 1.8, "vd_finetune": 4.0, "vd_warmup": 4.0, "magnitude": 2.0, "random": 2.0},
     "lenet5": {"dense": 18.0, "vd_finetune": 34.0, "vd_warmup": 34.0, "magnitude": 19.0, "random": 19.0},
+    "rnnlm_tanh": {"dense": 30.0, "vd_finetune": 34.0, "vd_warmup": 34.0, "magnitude": 32.0, "random": 32.0},
+    "rnnlm_tanh_200": {"dense": 10.0, "vd_finetune": 12.0, "vd_warmup": 12.0, "magnitude": 11.0, "random": 11.0},
+    "rnnlm_lstm": {"dense": 50.0, "vd_finetune": 60.0, "vd_warmup": 60.0, "magnitude": 52.0, "random": 52.0},
+    "rnnlm_lstm_200": {"dense": 13.0, "vd_finetune": 16.0, "vd_warmup": 16.0, "magnitude": 14.0, "random": 14.0},
+    "rnnlm_lstm_onehot": {"dense": 50.0, "vd_finetune": 60.0, "vd_warmup": 60.0, "magnitude": 52.0, "random": 52.0},
 }
 for _model, _dense, _variational in (
     ("vgglike_k025", 70.0, 130.0),
@@ -114,9 +119,9 @@ def _runs(chosen: list[Record]) -> str:
 def _guess(stage: str, spec: dict | None = None) -> tuple[float, str]:
     if stage != "train" or spec is None:
         return GUESSED_S[stage], f"{GUESSED_S[stage]:g} s, a guess"
-    from vdbench.data import DATASETS
+    from vdbench import data
 
-    known = DATASETS.get(spec["dataset"])  # of the user's own images nothing is known before they are read
+    known = data.DATASETS.get(spec["dataset"])  # of the user's own data nothing is known before it is read
     share = known.examples["train"] / 60_000 if known else 1.0
     epoch_s = GUESSED_EPOCH_S[spec["model"]][spec["method"]] * share
     return epoch_s * spec["recipe"]["epochs"], f"{epoch_s:.3g} s an epoch, a guess: never run before"

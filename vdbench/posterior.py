@@ -4,7 +4,7 @@ Each has two forms of the same formulas: fused numba kernels for float32 on a CP
 equations are those of the paper, see `variational`.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -135,3 +135,55 @@ class AddNoise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         (by_variance,) = ctx.saved_tensors
         return grad, (grad * by_variance).to(ctx.dtype)
+
+
+def sample(weight: Tensor, log_sigma2: Tensor, alpha_limit: float, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """One sample of the weights, or of some rows of them: mean, zero where alpha is at or above the limit, plus
+    standard deviation times noise. With it the KL divergence summed over all weights, whichever rows are sampled.
+
+    Args:
+        rows: (R,) int64, distinct; None for all.
+    """
+    if _fused(weight, log_sigma2):
+        return cast(tuple[Tensor, Tensor], _FusedSample.apply(weight, log_sigma2, alpha_limit, rows))
+    mean, _, kl = cast(tuple[Tensor, Tensor, Tensor], Posterior.apply(weight, log_sigma2, alpha_limit))
+    if rows is not None:
+        mean, log_sigma2 = mean[rows], log_sigma2[rows]
+    return mean + (0.5 * log_sigma2).exp() * torch.randn_like(mean), kl
+
+
+class _FusedSample(torch.autograd.Function):
+    """`sample` for what the numba kernels serve. Nothing is kept for the gradients but a seed: all else is computed
+    again, so that a sample needs no more memory than itself."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, log_sigma2: Tensor, alpha_limit: float, rows: Any) -> tuple[Tensor, Tensor]:
+        from vdbench import kernels
+
+        ctx.alpha_limit, ctx.seed, ctx.rows = alpha_limit, torch.randint(2**62, ()).item(), rows
+        ctx.save_for_backward(weight, log_sigma2)
+        chosen = [t if rows is None else t.detach()[rows] for t in (weight, log_sigma2)]
+        out = torch.empty_like(chosen[0])
+        kernels.sample(*(_flat(t) for t in (*chosen, out)), seed=ctx.seed, alpha_limit=alpha_limit)
+        return out, weight.new_tensor(kernels.divergence(_flat(weight), _flat(log_sigma2)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        from vdbench import kernels
+
+        weight, log_sigma2 = ctx.saved_tensors
+        gradients = [torch.empty_like(weight), torch.empty_like(weight)]
+        kernels.divergence_gradients(
+            _flat(weight), _flat(log_sigma2), grad_kl.item(), _flat(gradients[0]), _flat(gradients[1])
+        )
+        of_rows = ctx.rows is not None
+        chosen = [t.detach()[ctx.rows] for t in (weight, log_sigma2)] if of_rows else [weight, log_sigma2]
+        into = [torch.zeros_like(t) for t in chosen] if of_rows else gradients
+        grad = torch.empty_like(chosen[0]).copy_(grad)  # in the memory order of the weights
+        arrays = [_flat(t) for t in (*chosen, grad, *into)]
+        kernels.sample_gradients(*arrays, seed=ctx.seed, alpha_limit=ctx.alpha_limit)
+        if of_rows:
+            for gradient, part in zip(gradients, into, strict=True):
+                gradient.index_add_(0, ctx.rows, part)
+        return gradients[0], gradients[1], None, None

@@ -6,15 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vdbench import metrics, netfile, records
+from vdbench import metrics, netfile, records, tasks
 from vdbench.config import VARIATIONAL_METHODS, RunSpec, spec_sha256
 from vdbench.data import Dataset
 from vdbench.job import Job
 from vdbench.models import MODELS
 from vdbench.records import Control, CurvePoint, LayerHistogram, Record
 from vdbench.tensors import load_state, state_sha256
+from vdbench.text import Text
 from vdbench.training import build_model, pick_device
-from vdbench.variational import LOG_ALPHA_CLIP, variational_layers
+from vdbench.variational import LOG_ALPHA_CLIP, variational_layers, variational_matrices
 
 CURVE_THRESHOLDS = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 HISTOGRAM_BINS = 64
@@ -53,21 +54,22 @@ def load_net(path: Path) -> tuple[nn.Module, dict[str, object]]:
     return model.eval(), meta
 
 
-def trade_off(model: nn.Module, data: Dataset) -> list[CurvePoint]:
-    """Error and compression of a variational net over `CURVE_THRESHOLDS`; the net is left as it was."""
+def trade_off(model: nn.Module, data: Dataset | Text) -> list[CurvePoint]:
+    """Error, or perplexity, and compression of a variational net over `CURVE_THRESHOLDS`; the net is left as it was."""
     layers = [layer for _, layer in variational_layers(model)]
     thresholds = [layer.loga_threshold for layer in layers]
     points = []
     for threshold in CURVE_THRESHOLDS:
         for layer in layers:
             layer.loga_threshold = threshold
-        size, evaluated = (metrics.size(model), metrics.evaluate(model, data.eval_images, data.eval_labels))
+        size, evaluated = metrics.size(model), tasks.evaluate(model, data)
         points.append(
             CurvePoint(
                 threshold=threshold,
                 sparsity=size.sparsity,
                 compression_ratio=size.compression_ratio,
-                error=evaluated["error"],
+                error=evaluated.get("error"),
+                perplexity=evaluated.get("perplexity"),
             )
         )
     for layer, threshold in zip(layers, thresholds, strict=True):
@@ -79,13 +81,22 @@ def log_alpha_histograms(model: nn.Module) -> list[LayerHistogram]:
     """Weights of every variational layer counted by log alpha in equal bins over [-8, 8]."""
     edges = np.linspace(-LOG_ALPHA_CLIP, LOG_ALPHA_CLIP, HISTOGRAM_BINS + 1)
     return [
-        LayerHistogram(name=name, counts=np.histogram(layer.log_alpha.detach().cpu().numpy(), edges)[0].tolist())
-        for name, layer in variational_layers(model)
+        LayerHistogram(name=name, counts=np.histogram(matrix.log_alpha().detach().cpu().numpy(), edges)[0].tolist())
+        for name, matrix in variational_matrices(model)
     ]
 
 
+def _control(dense: Record) -> Control:
+    measures = dense.metrics
+    return Control(
+        error=measures.get("error"),
+        perplexity=measures.get("perplexity"),
+        weights_sha256=dense.weights_sha256 or "",
+    )
+
+
 def prune(
-    spec: RunSpec, *, suite: str, output: Path, data: Dataset, weights: Path, control: Path | None = None
+    spec: RunSpec, *, suite: str, output: Path, data: Dataset | Text, weights: Path, control: Path | None = None
 ) -> Record:
     """Prune one trained run at its threshold, evaluate it, and write `prune.json` and `pruned.npz` into `output`.
 
@@ -108,7 +119,7 @@ def prune(
     load_state(model, weights)
     model.to(device).eval()
     data = data.to(device)
-    evaluated = metrics.evaluate(model, data.eval_images, data.eval_labels)
+    evaluated = tasks.evaluate(model, data)
     variational = spec.method in VARIATIONAL_METHODS
     path = output / "pruned.npz"
     save_net(
@@ -130,10 +141,10 @@ def prune(
         status=trained.status,
         message=trained.message,
         metrics=evaluated,
-        control=Control(error=dense.metrics["error"], weights_sha256=dense.weights_sha256 or "") if dense else None,
+        control=_control(dense) if dense else None,
         size=size,
         layers=metrics.layers(model),
-        multiply_adds=metrics.multiply_adds(model, data.eval_images[:1]),
+        multiply_adds=metrics.multiply_adds(model, data.example),
         threshold=spec.threshold,
         curve=trade_off(model, data) if variational else [],
         log_alpha_histogram=log_alpha_histograms(model) if variational else [],

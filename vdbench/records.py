@@ -57,18 +57,28 @@ class Work(_Part):
     weights: int = Field(description="weights that are not zero")
 
 
-class Control(_Part):
+class _Measured(_Part):
+    """What a net is judged by: the perplexity of a language model, the error in percent of any other."""
+
+    error: float | None = None
+    perplexity: float | None = None
+
+    @property
+    def value(self) -> float:
+        value = self.perplexity if self.error is None else self.error
+        return float("nan") if value is None else value
+
+
+class Control(_Measured):
     """The dense net a run is compared with."""
 
-    error: float
     weights_sha256: str
 
 
-class CurvePoint(_Part):
+class CurvePoint(_Measured):
     threshold: float
     sparsity: float
     compression_ratio: float
-    error: float
 
 
 class LayerHistogram(_Part):

@@ -89,7 +89,7 @@ def _type(field: dict[str, Any]) -> str:
         values = field.get("additionalProperties") or next(iter(field["patternProperties"].values()))
         return f"mapping of name to {_type(values)}"
     bounds = [f" {sign} {field[bound]:g}" for bound, sign in BOUNDS.items() if bound in field]
-    pattern = f" matching `{field['pattern']}`" if "pattern" in field else ""
+    pattern = f" matching `{field['pattern']}`".replace("|", r"\|") if "pattern" in field else ""
     kind = {"string": "text", "boolean": "true or false"}.get(field["type"], field["type"])
     return f"{kind}{','.join(bounds)}{pattern}"
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -27,15 +26,17 @@ from vdbench.config import (
     VariationalRecipe,
     spec_sha256,
 )
-from vdbench.data import Dataset
+from vdbench.data import OWN_DATA, Dataset
 from vdbench.job import Job
-from vdbench.models import MODELS
-from vdbench.pictures import PREFIX
+from vdbench.language import LANGUAGE_MODELS
+from vdbench.models import MODELS, set_dropout
 from vdbench.process import denormals_are_zero, own_randomness
 from vdbench.records import Record
 from vdbench.schedules import derived_seed, kl_weight, learning_rate
+from vdbench.tasks import Task, task
 from vdbench.tensors import file_sha256, load_state, load_tensors, save_tensors, state_sha256
-from vdbench.variational import forward_with_kl, to_variational_dropout, variational_layers
+from vdbench.text import Text
+from vdbench.variational import forward_with_kl, to_variational_dropout, variational_layers, variational_matrices
 
 log = logging.getLogger("vdbench")
 
@@ -56,10 +57,10 @@ def build_model(spec: RunSpec, num_classes: int, pretrained: Path | None) -> nn.
     if pretrained is not None:
         load_state(model, pretrained)
     recipe = spec.recipe
+    if recipe.dropout is not None:
+        set_dropout(model, recipe.dropout)
     if isinstance(recipe, VariationalRecipe):
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0  # of the dense net: variational dropout takes its place
+        set_dropout(model, 0.0)  # of the dense net: variational dropout takes its place
         to_variational_dropout(model, loga_threshold=spec.threshold, initial_log_sigma2=recipe.initial_log_sigma2)
         for _, layer in variational_layers(model):
             layer.mask_in_training = recipe.mask_in_training
@@ -68,7 +69,7 @@ def build_model(spec: RunSpec, num_classes: int, pretrained: Path | None) -> nn.
 
 def build_optimizer(model: nn.Module, recipe: DenseRecipe) -> torch.optim.Adam:
     """Adam; log_sigma2 is a group of its own, without weight decay."""
-    variances = [layer.log_sigma2 for _, layer in variational_layers(model)]
+    variances = [matrix.log_sigma2 for _, matrix in variational_matrices(model)]
     known = {id(p) for p in variances}
     groups = [{"params": [p for p in model.parameters() if id(p) not in known], "weight_decay": recipe.weight_decay}]
     if variances:
@@ -81,7 +82,7 @@ class Training:
     """A run in progress: everything a checkpoint holds and everything an epoch needs."""
 
     spec: RunSpec
-    data: Dataset
+    task: Task
     model: nn.Module
     optimizer: torch.optim.Adam
     pruner: GradualPruner | None
@@ -93,36 +94,30 @@ class Training:
     def run_epoch(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float] | None:
         """Train for one epoch and evaluate; None when the loss or the weights stop being numbers."""
         started = time.perf_counter()
-        recipe, data = self.spec.recipe, self.data
+        recipe = self.spec.recipe
         rate, beta = learning_rate(recipe, epoch), kl_weight(recipe, epoch)
         own_rate = getattr(recipe, "log_sigma2_learning_rate", None) or recipe.learning_rate
         for group, base in zip(self.optimizer.param_groups, (recipe.learning_rate, own_rate), strict=False):
             group["lr"] = base * rate / recipe.learning_rate
-        order_seed = torch.Generator().manual_seed(derived_seed(self.spec.seed, "order", epoch))
-        order = torch.randperm(len(data.train_labels), generator=order_seed).to(self.device)
-        steps = len(order) // recipe.batch_size
+        steps, examples = self.task.steps, self.task.num_examples
         totals = torch.zeros(2, device=self.device)  # class loss, KL
         variational = self.spec.method in VARIATIONAL_METHODS
-        augmentation = None
-        if self.spec.augment:
-            seed = derived_seed(self.spec.seed, "augmentation", epoch)
-            augmentation = torch.Generator(self.device).manual_seed(seed)
         self.model.train()
-        for step in range(steps):
+        for step, (inputs, targets) in enumerate(self.task.batches(epoch)):
             if self.pruner is not None and step % PRUNING_STEPS == 0:
                 self.pruner.update((epoch * steps + step) / (recipe.prune_epochs * steps))  # type: ignore[union-attr]
-            batch = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            images, labels = data.train_batch(batch, augmentation)
             if variational:
-                logits, kl = forward_with_kl(self.model, images)
-                class_loss = functional.cross_entropy(logits, labels)
-                loss = class_loss + beta / len(order) * kl
+                output, kl = forward_with_kl(self.model, *inputs)
+                class_loss = self.task.loss(output, targets)
+                loss = class_loss + beta / examples * kl
                 totals[1] += kl.detach()
             else:
-                loss = class_loss = functional.cross_entropy(self.model(images), labels)
+                loss = class_loss = self.task.loss(self.model(*inputs), targets)
             totals[0] += class_loss.detach()
             self.optimizer.zero_grad()
             loss.backward()
+            if recipe.gradient_clip is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_clip)
             self.optimizer.step()
             if self.pruner is not None:
                 self.pruner.apply()
@@ -134,7 +129,7 @@ class Training:
         class_loss_mean, kl_mean = (totals / steps).tolist()
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             return None  # said here, for a log_sigma2 that is no number would count as sparsity
-        evaluated = metrics.evaluate(self.model, data.eval_images, data.eval_labels)
+        evaluated = self.task.evaluate(self.model)
         if not math.isfinite(class_loss_mean + kl_mean + evaluated["cross_entropy"]):
             return None
         counted = metrics.size(self.model)
@@ -142,10 +137,10 @@ class Training:
             "epoch": epoch + 1,
             "learning_rate": rate,
             "kl_weight": beta,
-            "loss": class_loss_mean + beta / len(order) * kl_mean,
+            "loss": class_loss_mean + beta / examples * kl_mean,
             "class_loss": class_loss_mean,
             "kl": kl_mean,
-            "error": evaluated["error"],
+            self.task.measure: evaluated[self.task.measure],
             "sparsity": counted.sparsity,
             "compression_ratio": counted.compression_ratio,
             "seconds": time.perf_counter() - started,
@@ -155,7 +150,7 @@ class Training:
     def run(self, save: Callable[[dict[str, Any]], None], progress: bool) -> bool:
         """Train the epochs that are left; `save` is handed a checkpoint now and then. False when the run diverged."""
         epochs, saved_at = self.spec.recipe.epochs, time.monotonic()
-        steps = len(self.data.train_labels) // self.spec.recipe.batch_size
+        steps = self.task.steps
         around_the_bar = logging_redirect_tqdm() if progress else nullcontext()
         bar = tqdm(total=epochs * steps, initial=len(self.history) * steps, disable=not progress, unit="step")
         with around_the_bar, bar:
@@ -193,8 +188,9 @@ class Training:
 def _epoch_line(history: list[dict[str, float]], epochs: int) -> str:
     row, recent = history[-1], [row["seconds"] for row in history[-5:]]
     left = sum(recent) / len(recent) * (epochs - len(history))
+    measured = f"error {row['error']:.2f} %" if "error" in row else f"perplexity {row['perplexity']:.2f}"
     return (
-        f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.4f}  error {row['error']:.2f} %  "
+        f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.4f}  {measured}  "
         f"sparsity {100 * row['sparsity']:.2f} %  compression {row['compression_ratio']:.1f}x  "
         f"{row['seconds']:.1f} s  {left / 60:.0f} min left"
     )
@@ -207,23 +203,24 @@ def _write_history(path: Path, history: list[dict[str, float]]) -> None:
         writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in history)
 
 
-def _start(spec: RunSpec, data: Dataset, pretrained: Path | None, matched: Path | None, device: str) -> Training:
-    if spec.recipe.batch_size > len(data.train_labels):
-        raise SuiteError(
-            f"batch_size {spec.recipe.batch_size} exceeds the {len(data.train_labels):,} training examples"
-        )
+def _start(spec: RunSpec, data: Dataset | Text, pretrained: Path | None, matched: Path | None, device: str) -> Training:
+    if isinstance(data, Text) != (spec.model in LANGUAGE_MODELS):
+        raise SuiteError(f"model {spec.model} is not for data set {spec.dataset}: language models are for texts")
+    work = task(data, spec)
+    if work.steps < 1:
+        raise SuiteError(f"batch_size {spec.recipe.batch_size} exceeds the {work.num_examples:,} training examples")
     needs_pretrained = spec.method == "vd_finetune" or spec.method in BASELINE_METHODS
     if needs_pretrained and pretrained is None:
         raise SuiteError(f"{spec.method} starts from dense weights: pass --pretrained weights.pt")
     model = build_model(spec, data.num_classes, pretrained if needs_pretrained else None).to(device)
-    wanted, found = getattr(model, "input_shape", None), tuple(data.train_images.shape[1:])
+    wanted, found = getattr(model, "input_shape", None), tuple(data.example.shape[1:])
     if wanted is not None and wanted != found:
         raise SuiteError(
             f"{spec.model} takes images {wanted} (channels, height, width); those of {spec.dataset} are {found}"
         )
     inputs = {"pretrained": state_sha256(load_tensors(pretrained))} if needs_pretrained and pretrained else {}
-    if spec.dataset.startswith(PREFIX):
-        inputs["images"] = data.sha256()  # a name alone does not say which pictures these are
+    if spec.dataset.startswith(OWN_DATA):
+        inputs["data"] = data.sha256()  # a name alone does not say what is in there
     pruner = None
     if spec.method in BASELINE_METHODS:
         if matched is None:
@@ -238,7 +235,7 @@ def _start(spec: RunSpec, data: Dataset, pretrained: Path | None, matched: Path 
             raise records.RecordError(f"{matched}: {error}") from None
     optimizer = build_optimizer(model, spec.recipe)
     good = {name: value.clone() for name, value in model.state_dict().items()}
-    return Training(spec, data, model, optimizer, pruner, device, [], inputs, good)
+    return Training(spec, work, model, optimizer, pruner, device, [], inputs, good)
 
 
 def train(
@@ -246,7 +243,7 @@ def train(
     *,
     suite: str,
     output: Path,
-    data: Dataset,
+    data: Dataset | Text,
     pretrained: Path | None = None,
     matched: Path | None = None,
     progress: bool = False,
@@ -298,7 +295,7 @@ def train(
         seconds_before=seconds_before,
         status="ok" if finished else "diverged",
         message="" if finished else f"loss or weights stopped being numbers in epoch {len(run.history) + 1}",
-        metrics={key: last[key] for key in ("epoch", "error", "loss", "class_loss", "kl") if key in last},
+        metrics={key: last[key] for key in ("epoch", run.task.measure, "loss", "class_loss", "kl") if key in last},
         threshold=spec.threshold,
         history="history.csv",
         inputs=run.inputs,

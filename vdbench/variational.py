@@ -8,13 +8,13 @@ Ashukha, Vetrov, *Variational Dropout Sparsifies Deep Neural Networks*, ICML 201
 import math
 from collections.abc import Callable, Collection, Iterator
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vdbench.posterior import EPS, LOG_ALPHA_CLIP, AddNoise, Posterior, is_half, log_alpha, narrow, wide
+from vdbench.posterior import EPS, LOG_ALPHA_CLIP, AddNoise, Posterior, is_half, log_alpha, narrow, sample, wide
 
 P_THRESHOLD = 0.95
 LOGA_THRESHOLD = 3.0
@@ -30,13 +30,32 @@ def _check_options(p_threshold: float, loga_threshold: float, initial_log_sigma2
         raise ValueError(f"initial_log_sigma2 must be a finite log variance, not {initial_log_sigma2}")
 
 
-class VariationalDropout(nn.Module):
-    """What every variational layer has: `log_sigma2` beside `weight`, thresholds, a mask and a KL divergence."""
+class Matrix(NamedTuple):
+    """One weight tensor of a variational layer: its name there, the means and, shaped alike, log variances."""
 
+    name: str
     weight: Tensor
-    bias: Tensor | None
-    log_sigma2: nn.Parameter
+    log_sigma2: Tensor
+
+    def log_alpha(self) -> Tensor:
+        return log_alpha(self.weight, self.log_sigma2)
+
+    def mask(self, loga_threshold: float) -> Tensor:
+        """True where a weight is kept, log alpha < `loga_threshold`."""
+        return wide(self.log_sigma2).exp() < math.exp(loga_threshold) * (wide(self.weight).square() + EPS)
+
+    def masked(self, loga_threshold: float) -> Tensor:
+        return self.weight * self.mask(loga_threshold)
+
+
+class VariationalDropout(nn.Module):
+    """What every variational layer has: weight matrices with log variances, thresholds and a KL divergence."""
+
     mask_in_training: bool
+
+    def matrices(self) -> list[Matrix]:
+        """Every weight tensor with its log variances; biases have none."""
+        raise NotImplementedError
 
     def _init_variational(self, p_threshold: float, loga_threshold: float, initial_log_sigma2: float) -> None:
         _check_options(p_threshold, loga_threshold, initial_log_sigma2)
@@ -44,44 +63,86 @@ class VariationalDropout(nn.Module):
         self.loga_threshold = loga_threshold
         self.initial_log_sigma2 = initial_log_sigma2
         self.mask_in_training = True
+
+    @classmethod
+    def refuses(cls, layer: nn.Module) -> str | None:
+        """What a plain layer is set to that its variational counterpart cannot be, if anything."""
+        return None
+
+    def kl_divergence(self) -> Tensor:
+        """KL(posterior || prior) in nats, a scalar of at least float32, summed over the weights (paper, equation 14;
+        within 0.0094 nat a weight of the exact value)."""
+        return torch.stack([self._posterior(matrix, math.inf)[2] for matrix in self.matrices()]).sum()
+
+    def _posterior(self, matrix: Matrix, alpha_limit: float) -> tuple[Tensor, Tensor, Tensor]:
+        posterior = Posterior.apply(wide(matrix.weight), wide(matrix.log_sigma2), alpha_limit)
+        return cast(tuple[Tensor, Tensor, Tensor], posterior)
+
+    def _alpha_limit(self) -> float:
+        """The alpha at which training mode, too, takes a weight's mean for zero."""
+        return math.exp(self.loga_threshold) if self.mask_in_training else math.inf
+
+    def _collect(self, kl: Tensor) -> None:
+        """Hand the KL divergence that a forward pass has computed to `forward_with_kl`."""
+        # within no_grad, as in a checkpointed part, the value is there but not its gradient: it is computed again later
+        if not torch.compiler.is_compiling() and kl.requires_grad and (collected := _collected.get()) is not None:
+            collected[self] = kl
+
+    def _samples(self, rows: Tensor | None = None) -> dict[str, Tensor]:
+        """One sample of every weight tensor, or of some of its rows, by name; to be used by the whole minibatch."""
+        limit, samples, divergences = self._alpha_limit(), {}, []
+        for name, weight, log_sigma2 in self.matrices():
+            drawn, kl = sample(wide(weight), wide(log_sigma2), limit, rows)
+            samples[name] = drawn.to(weight.dtype)
+            divergences.append(kl)
+        self._collect(torch.stack(divergences).sum())
+        return samples
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, loga_threshold={self.loga_threshold}"
+
+
+class SingleWeight(VariationalDropout):
+    """A variational layer with one weight tensor, `weight`, and `log_sigma2` beside it."""
+
+    weight: Tensor
+    bias: Tensor | None
+    log_sigma2: nn.Parameter
+    shared_noise = False
+
+    def _init_variational(self, p_threshold: float, loga_threshold: float, initial_log_sigma2: float) -> None:
+        super()._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
         self.log_sigma2 = nn.Parameter(torch.full_like(self.weight, initial_log_sigma2))
+
+    def matrices(self) -> list[Matrix]:
+        return [Matrix("weight", self.weight, self.log_sigma2)]
 
     @property
     def log_alpha(self) -> Tensor:
         """log alpha of every weight, shaped as `weight`, in [-8, 8]."""
-        return log_alpha(self.weight, self.log_sigma2)
+        return self.matrices()[0].log_alpha()
 
     @property
     def mask(self) -> Tensor:
         """True where a weight is kept, log alpha < `loga_threshold`; shaped as `weight`."""
-        return wide(self.log_sigma2).exp() < math.exp(self.loga_threshold) * (wide(self.weight).square() + EPS)
+        return self.matrices()[0].mask(self.loga_threshold)
 
     def masked_weight(self) -> Tensor:
         """The mean weights, the removed ones zero: all that eval mode computes with."""
         return self.weight * self.mask
 
-    def kl_divergence(self) -> Tensor:
-        """KL(posterior || prior) in nats, a scalar of at least float32, summed over the weights (paper, equation 14;
-        within 0.0094 nat a weight of the exact value)."""
-        return self._posterior(math.inf)[2]
-
-    def _posterior(self, alpha_limit: float) -> tuple[Tensor, Tensor, Tensor]:
-        posterior = Posterior.apply(wide(self.weight), wide(self.log_sigma2), alpha_limit)
-        return cast(tuple[Tensor, Tensor, Tensor], posterior)
-
     def _training_moments(self) -> tuple[Tensor, Tensor]:
         """Mean of the weights as training mode uses them, and their variance, of at least float32."""
-        alpha_limit = math.exp(self.loga_threshold) if self.mask_in_training else math.inf
-        mean, variance, kl = self._posterior(alpha_limit)
-        # within no_grad, as in a checkpointed part, the value is there but not its gradient: it is computed again later
-        if not torch.compiler.is_compiling() and kl.requires_grad and (collected := _collected.get()) is not None:
-            collected[self] = kl
+        mean, variance, kl = self._posterior(self.matrices()[0], self._alpha_limit())
+        self._collect(kl)
         return mean.to(self.weight.dtype), variance
 
     def _output(self, input: Tensor, product: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
         """What the layer makes of an input, `product` being what a plain one makes of input, weight and bias."""
         if not self.training:
             return product(input, self.masked_weight(), self.bias)
+        if self.shared_noise:
+            return product(input, self._samples()["weight"], self.bias)
         mean, variance = self._training_moments()
         if is_half(input):
             with torch.autocast(input.device.type, enabled=False):
@@ -91,11 +152,8 @@ class VariationalDropout(nn.Module):
             output_variance = product(square, variance, None).to(self.weight.dtype)
         return cast(Tensor, AddNoise.apply(product(input, mean, self.bias), output_variance))
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, loga_threshold={self.loga_threshold}"
 
-
-class VariationalDropoutLinear(VariationalDropout, nn.Linear):
+class VariationalDropoutLinear(SingleWeight, nn.Linear):
     """`torch.nn.Linear` with sparse variational dropout.
 
     In training mode the output is drawn from N(theta x + b, sigma^2 x^2), the local reparametrisation (paper, section
@@ -109,6 +167,9 @@ class VariationalDropoutLinear(VariationalDropout, nn.Linear):
 
     Attributes:
         mask_in_training: whether removed weights have mean zero in training mode too (their noise stays).
+        shared_noise: instead of the local reparametrisation, draw one sample of the weights a forward pass and use it
+            for every input. Needed wherever what is computed later depends on several outputs of this layer, as in
+            front of a recurrent layer; cheaper wherever a pass has more outputs than the layer has weights.
 
     Shape: input (*, in_features), output (*, out_features).
 
@@ -135,7 +196,7 @@ class VariationalDropoutLinear(VariationalDropout, nn.Linear):
         return self._output(input, functional.linear)
 
 
-class VariationalDropoutConv2d(VariationalDropout, nn.Conv2d):
+class VariationalDropoutConv2d(SingleWeight, nn.Conv2d):
     """`torch.nn.Conv2d` with sparse variational dropout. The local reparametrisation draws every output location
     independently, as the paper does (section 4.3).
 
@@ -166,48 +227,70 @@ class VariationalDropoutConv2d(VariationalDropout, nn.Conv2d):
 
 VariationalDropoutConvolution2D = VariationalDropoutConv2d  # its name in the Chainer implementation
 
-_VARIATIONAL: dict[type[nn.Module], type[VariationalDropout]] = {
-    nn.Linear: VariationalDropoutLinear,
-    nn.Conv2d: VariationalDropoutConv2d,
-}
+
+def _kinds() -> dict[type[nn.Module], type[VariationalDropout]]:
+    """The variational counterpart of every layer that has one."""
+    from vdbench import recurrent
+
+    return {
+        nn.Linear: VariationalDropoutLinear,
+        nn.Conv2d: VariationalDropoutConv2d,
+        nn.Embedding: recurrent.VariationalDropoutEmbedding,
+        nn.RNN: recurrent.VariationalDropoutTanhRNN,
+        nn.LSTM: recurrent.VariationalDropoutLSTM,
+    }
 
 
 def to_variational_dropout(
     model: nn.Module,
     *,
     skip: Collection[str] = (),
+    shared_noise: bool | None = None,
     p_threshold: float = P_THRESHOLD,
     loga_threshold: float = LOGA_THRESHOLD,
     initial_log_sigma2: float = INITIAL_LOG_SIGMA2,
 ) -> nn.Module:
-    """Make every `nn.Linear` and `nn.Conv2d` of a model variational, in place, and return the model.
+    """Make every `nn.Linear`, `nn.Conv2d`, `nn.Embedding`, `nn.RNN` and `nn.LSTM` of a model variational, in place,
+    and return the model.
 
     The layers stay the same objects: weights, device, dtype, training mode, hooks and sharing are kept. Subclasses of
-    the two are left alone, since they compute something else. An optimizer must be made afterwards, so that it knows
-    `log_sigma2`.
+    these are left alone, since they compute something else. An optimizer must be made afterwards, so that it knows
+    the log variances.
 
     Args:
         model: any module; it may itself be a layer.
         skip: names, as in `model.named_modules()`, of layers (or modules and all within them) to leave as they are.
+        shared_noise: that of the linear and convolutional layers, see `VariationalDropoutLinear`; by default, true
+            for a model with recurrent layers and false for any other.
 
     Raises:
-        ValueError: a name in `skip` that the model does not have, no layer to convert, or an option out of range; the
-            model is then as it was.
+        ValueError: a name in `skip` that the model does not have, no layer to convert, a layer with a setting that its
+            variational counterpart cannot have, or an option out of range; the model is then as it was.
     """
     skip = [skip] if isinstance(skip, str) else skip
     names = {name for name, _ in model.named_modules(remove_duplicate=False)}
     if unknown := set(skip) - names:
         raise ValueError(f"skip names {sorted(unknown)}, which this model does not have; it has {sorted(names - {''})}")
     spared = {id(inner) for name in skip for inner in model.get_submodule(name).modules()}
-    layers = [m for m in model.modules() if type(m) in _VARIATIONAL and id(m) not in spared]
+    kinds = _kinds()
+    layers = {name: m for name, m in model.named_modules() if type(m) in kinds and id(m) not in spared}
     if not layers:
         already = ", ".join(name or "itself" for name, _ in variational_layers(model))
         why = f"; it is variational already: {already}" if already else ""
-        raise ValueError(f"{type(model).__name__} has no nn.Linear or nn.Conv2d layer to make variational{why}")
+        known = ", ".join(f"nn.{kind.__name__}" for kind in kinds)
+        raise ValueError(f"{type(model).__name__} has no {known} layer to make variational{why}")
     _check_options(p_threshold, loga_threshold, initial_log_sigma2)
-    for layer in layers:
-        layer.__class__ = _VARIATIONAL[type(layer)]
-        cast(VariationalDropout, layer)._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
+    for name, layer in layers.items():
+        if refusal := kinds[type(layer)].refuses(layer):
+            raise ValueError(f"{name or type(layer).__name__}: {refusal}; change it or name it in skip")
+    if shared_noise is None:
+        shared_noise = any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in model.modules())
+    for layer in layers.values():
+        layer.__class__ = kinds[type(layer)]
+        assert isinstance(layer, VariationalDropout)
+        layer._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
+        if isinstance(layer, SingleWeight) and shared_noise:
+            layer.shared_noise = True
     return model
 
 
@@ -216,6 +299,18 @@ def variational_layers(model: nn.Module) -> Iterator[tuple[str, VariationalDropo
     for name, module in model.named_modules():
         if isinstance(module, VariationalDropout):
             yield name, module
+
+
+def weight_name(layer: str, matrix: str) -> str:
+    """What a weight tensor is called: as its layer, which adds the name of the tensor where it has several."""
+    return layer if matrix == "weight" else f"{layer}.{matrix}".lstrip(".")
+
+
+def variational_matrices(model: nn.Module) -> Iterator[tuple[str, Matrix]]:
+    """(name, matrix) of every weight tensor of every variational layer."""
+    for name, layer in variational_layers(model):
+        for matrix in layer.matrices():
+            yield weight_name(name, matrix.name), matrix
 
 
 def kl_divergence(model: nn.Module) -> Tensor:

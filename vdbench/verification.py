@@ -5,11 +5,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vdbench import data, metrics, pruning, records, shipping
+from vdbench import data, metrics, pruning, records, shipping, tasks
 from vdbench.config import VARIATIONAL_METHODS
 from vdbench.data import Dataset
 from vdbench.records import Record
 from vdbench.tensors import state_sha256
+from vdbench.text import Text
 
 
 def verify(folders: Sequence[Path], *, cache_folder: Path | None = None, mirror: Path | None = None) -> int:
@@ -41,10 +42,16 @@ def _is_shipped(path: Path, record: Record) -> bool:
 
 def _recorded(record: Record) -> dict[str, Any]:
     size = record.size.model_dump(include={"nonzero_weights", "sparsity", "compression_ratio"}) if record.size else {}
-    return {"error": record.metrics.get("error"), **size, "layers": {x.name: x.nonzero for x in record.layers}}
+    return {**_measure(record.metrics), **size, "layers": {x.name: x.nonzero for x in record.layers}}
 
 
-def _differences(path: Path, record: Record, dataset: Dataset) -> list[str]:
+def _measure(measures: dict[str, float]) -> dict[str, float | None]:
+    """What a net is judged by: the perplexity of a language model, the error of any other."""
+    name = "perplexity" if "perplexity" in measures else "error"
+    return {name: measures.get(name)}
+
+
+def _differences(path: Path, record: Record, dataset: Dataset | Text) -> list[str]:
     """What the net in `path` does otherwise than its record says; empty if nothing."""
     if not path.exists():
         return [f"{path} is missing"]
@@ -53,7 +60,7 @@ def _differences(path: Path, record: Record, dataset: Dataset) -> list[str]:
         return [f"{path} holds the net of another spec ({meta.get('spec_sha256')})"]
     size = metrics.size(model)
     measured = {
-        "error": metrics.evaluate(model, dataset.eval_images, dataset.eval_labels)["error"],
+        **_measure(tasks.evaluate(model, dataset)),
         "nonzero_weights": size.nonzero_weights,
         "sparsity": size.sparsity,
         "compression_ratio": size.compression_ratio,
@@ -69,6 +76,5 @@ def _differences(path: Path, record: Record, dataset: Dataset) -> list[str]:
 
 
 def _summary(numbers: dict[str, Any]) -> str:
-    return (
-        f"error {numbers['error']:.2f} %, {numbers['nonzero_weights']:,} weights, {numbers['compression_ratio']:.1f}x"
-    )
+    measured = f"error {numbers['error']:.2f} %" if "error" in numbers else f"perplexity {numbers['perplexity']:.2f}"
+    return f"{measured}, {numbers['nonzero_weights']:,} weights, {numbers['compression_ratio']:.1f}x"

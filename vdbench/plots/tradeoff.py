@@ -44,7 +44,7 @@ def _panel(axis: Axes, view: View) -> None:
     plain_log_axis(axis, "x")
     for net in nets:
         points = sorted(net.curve, key=lambda point: point.compression_ratio)
-        ratios, curve = [p.compression_ratio for p in points], [p.error for p in points]
+        ratios, curve = [p.compression_ratio for p in points], [p.value for p in points]
         axis.plot(ratios, curve, ".-", color=COLOURS[net.method], linewidth=0.9, markersize=4, alpha=0.55, zorder=2)
         look = {"color": COLOURS[net.method], "markeredgecolor": "white", "markersize": 7}
         axis.plot(_ratio(net), net.metrics["error"], MARKERS[net.method], **look, zorder=4)

@@ -91,7 +91,7 @@ def _result(name: str, experiment: Experiment, method: str, source: str, records
     states = {seed: state(r for r in ours if r.seed == seed) for seed in seeds}
     good = [r for r in ours if r.stage == "prune" and states.get(r.seed) == "ok"]
     dense = {r.seed: r.metrics["error"] for r in records if (r.method, r.stage, r.status) == ("dense", "prune", "ok")}
-    controls = {r.seed: r.control.error for r in good if r.control}
+    controls = {r.seed: r.control.value for r in good if r.control}
     return MethodResult(name, experiment, method, source, states, good, dense | controls)
 
 

@@ -1,0 +1,158 @@
+"""Variational dropout for sequences: recurrent layers and embeddings, each with one weight sample a minibatch.
+
+A recurrent layer's state depends on its weights through every earlier timestep, so noise drawn afresh at each of them
+would be the noise of another model: one sample of the weights serves all timesteps and all sequences of a forward pass
+(Chirkova, Lobacheva, Vetrov, *Bayesian Compression for Natural Language Processing*, EMNLP 2018, arXiv 1810.10927).
+A sampled weight is an ordinary weight, so torch's fused implementations, cuDNN's and oneDNN's, are used as they are.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vdbench.variational import (
+    INITIAL_LOG_SIGMA2,
+    LOGA_THRESHOLD,
+    P_THRESHOLD,
+    Matrix,
+    SingleWeight,
+    VariationalDropout,
+)
+
+
+class _Recurrent(VariationalDropout, nn.RNNBase):
+    """What the recurrent layers share. The log variances of `weight_hh_l0` are `weight_hh_l0_log_sigma2`; biases have
+    none."""
+
+    def _weight_names(self) -> Iterator[str]:
+        return (name for name in self._flat_weights_names if name.startswith("weight"))
+
+    def _init_variational(self, p_threshold: float, loga_threshold: float, initial_log_sigma2: float) -> None:
+        super()._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
+        for name in self._weight_names():
+            log_sigma2 = nn.Parameter(torch.full_like(getattr(self, name), initial_log_sigma2))
+            self.register_parameter(f"{name}_log_sigma2", log_sigma2)
+
+    def matrices(self) -> list[Matrix]:
+        return [Matrix(name, getattr(self, name), getattr(self, f"{name}_log_sigma2")) for name in self._weight_names()]
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        if self.training:
+            weights = self._samples()
+        else:
+            weights = {matrix.name: matrix.masked(self.loga_threshold) for matrix in self.matrices()}
+        self._update_flat_weights()
+        own = self._flat_weights
+        self._flat_weights = [weights.get(name, getattr(self, name)) for name in self._flat_weights_names]
+        try:
+            return super().forward(input, hx)
+        finally:
+            self._flat_weights = own
+
+
+class VariationalDropoutTanhRNN(_Recurrent, nn.RNN):
+    """`torch.nn.RNN` with sparse variational dropout: one sample of the weights a forward pass in training mode, and
+    weights masked at `loga_threshold` in eval mode. Everything else is `torch.nn.RNN`'s: several layers, two
+    directions, dropout between layers, initial states, packed sequences.
+
+    Args:
+        *args, **kwargs: as `torch.nn.RNN`, whose nonlinearity is tanh unless told otherwise.
+        p_threshold, loga_threshold, initial_log_sigma2: as `VariationalDropoutLinear`, and so `mask_in_training`.
+
+    Shape: as `torch.nn.RNN`.
+
+    Raises:
+        ValueError: a threshold out of range.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        p_threshold: float = P_THRESHOLD,
+        loga_threshold: float = LOGA_THRESHOLD,
+        initial_log_sigma2: float = INITIAL_LOG_SIGMA2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
+
+
+class VariationalDropoutLSTM(_Recurrent, nn.LSTM):
+    """`torch.nn.LSTM` with sparse variational dropout: one sample of the weights a forward pass in training mode, and
+    weights masked at `loga_threshold` in eval mode. Everything else is `torch.nn.LSTM`'s: several layers, two
+    directions, projections, dropout between layers, initial states, packed sequences.
+
+    Args:
+        *args, **kwargs: as `torch.nn.LSTM`.
+        p_threshold, loga_threshold, initial_log_sigma2: as `VariationalDropoutLinear`, and so `mask_in_training`.
+
+    Shape: as `torch.nn.LSTM`.
+
+    Raises:
+        ValueError: a threshold out of range.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        p_threshold: float = P_THRESHOLD,
+        loga_threshold: float = LOGA_THRESHOLD,
+        initial_log_sigma2: float = INITIAL_LOG_SIGMA2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
+
+
+class VariationalDropoutEmbedding(SingleWeight, nn.Embedding):
+    """`torch.nn.Embedding` with sparse variational dropout: in training mode one sample of every row that occurs in
+    the input, whichever positions it occurs at; in eval mode rows masked at `loga_threshold`.
+
+    Only the rows that occur are sampled. The KL divergence and its gradients are those of all rows, exactly.
+
+    Args:
+        num_embeddings, embedding_dim, padding_idx, device, dtype: as `torch.nn.Embedding`. The row at `padding_idx`
+            has no noise.
+        p_threshold, loga_threshold, initial_log_sigma2: as `VariationalDropoutLinear`, and so `mask_in_training`.
+
+    Shape: input (*) int64, output (*, embedding_dim).
+
+    Raises:
+        ValueError: a threshold out of range.
+    """
+
+    bias = None
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        p_threshold: float = P_THRESHOLD,
+        loga_threshold: float = LOGA_THRESHOLD,
+        initial_log_sigma2: float = INITIAL_LOG_SIGMA2,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
+        self._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
+
+    @classmethod
+    def refuses(cls, layer: nn.Module) -> str | None:
+        changed = {"max_norm": None, "scale_grad_by_freq": False, "sparse": False}
+        found = [name for name, usual in changed.items() if getattr(layer, name) != usual]
+        return f"a variational embedding has no {', '.join(found)}" if found else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:  # of the rows that occur alone, for the others may be many
+            weight, log_sigma2 = (functional.embedding(input, t) for t in (self.weight, self.log_sigma2))
+            return Matrix("weight", weight, log_sigma2).masked(self.loga_threshold)
+        rows, places = torch.unique(input, return_inverse=True)
+        output = functional.embedding(places, self._samples(rows)["weight"])
+        if self.padding_idx is None:
+            return output
+        return torch.where((input == self.padding_idx)[..., None], self.weight[self.padding_idx].detach(), output)

@@ -1,0 +1,122 @@
+"""What a net is trained to do: its batches, its loss and how it is measured. The training loop is the same for all."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vdbench import metrics
+from vdbench.config import DenseRecipe, RunSpec
+from vdbench.data import Dataset
+from vdbench.schedules import derived_seed
+from vdbench.text import Text
+
+SEQUENCE_LENGTH = 35
+
+
+class Task(Protocol):
+    """One way to train on one data set."""
+
+    measure: str  # what `evaluate` returns that the net is judged by: the smaller the better
+    num_examples: int  # what the KL divergence is divided by
+
+    @property
+    def steps(self) -> int:
+        """Steps an epoch."""
+        ...
+
+    def batches(self, epoch: int) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+        """What a model is called with and what it ought to say, step by step."""
+        ...
+
+    def loss(self, output: Any, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of a batch, in nats."""
+        ...
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """The measures of a model on the data to evaluate on, `cross_entropy` among them."""
+        ...
+
+
+class Classification:
+    """Images in a new order every epoch, the incomplete last batch dropped."""
+
+    measure = "error"
+
+    def __init__(self, data: Dataset, spec: RunSpec) -> None:
+        self.data, self.batch_size, self.seed = data, spec.recipe.batch_size, spec.seed
+        self.augment = bool(spec.augment)
+        self.num_examples = len(data.train_labels)
+
+    @property
+    def steps(self) -> int:
+        return self.num_examples // self.batch_size
+
+    def batches(self, epoch: int) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+        device, augmentation = self.data.train_labels.device, None
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
+        order = torch.randperm(self.num_examples, generator=generator).to(device)
+        if self.augment:
+            augmentation = torch.Generator(device).manual_seed(derived_seed(self.seed, "augmentation", epoch))
+        for step in range(self.steps):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            images, labels = self.data.train_batch(batch, augmentation)
+            yield (images,), labels
+
+    def loss(self, output: Any, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(output, targets)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return evaluate(model, self.data)
+
+
+class LanguageModelling:
+    """A text as `batch_size` columns of words, each read from top to bottom once an epoch in pieces of
+    `sequence_length`. The state after one piece is where the next begins; gradients end there (truncated
+    backpropagation through time). An epoch begins without a state, so that it needs nothing of the one before."""
+
+    measure = "perplexity"
+
+    def __init__(self, data: Text, recipe: DenseRecipe) -> None:
+        self.data, self.length = data, recipe.sequence_length or SEQUENCE_LENGTH
+        self.num_examples = len(data.train_words)
+        rows = (self.num_examples - 1) // recipe.batch_size
+        words = data.train_words[: rows * recipe.batch_size + 1]
+        self.words, self.next = (
+            part.view(recipe.batch_size, rows).t().contiguous() for part in (words[:-1], words[1:])
+        )
+        self.state: Any = None
+
+    @property
+    def steps(self) -> int:
+        return -(-len(self.words) // self.length)
+
+    def batches(self, epoch: int) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+        self.state = None
+        for start in range(0, len(self.words), self.length):
+            piece = slice(start, start + self.length)
+            yield (self.words[piece], self.state), self.next[piece]
+
+    def loss(self, output: Any, targets: Tensor) -> Tensor:
+        logits, state = output
+        self.state = tuple(part.detach() for part in state) if isinstance(state, tuple) else state.detach()
+        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return evaluate(model, self.data)
+
+
+def task(data: Dataset | Text, spec: RunSpec) -> Task:
+    """The task that a data set is for."""
+    return LanguageModelling(data, spec.recipe) if isinstance(data, Text) else Classification(data, spec)
+
+
+def evaluate(model: nn.Module, data: Dataset | Text) -> dict[str, float]:
+    """What a net is worth on the data to evaluate on: see `metrics.evaluate` and `metrics.perplexity`."""
+    if isinstance(data, Text):
+        cross_entropy = metrics.text_cross_entropy(model, data.eval_words)
+        return {"perplexity": math.exp(min(cross_entropy, 700.0)), "cross_entropy": cross_entropy}
+    return metrics.evaluate(model, data.eval_images, data.eval_labels)
