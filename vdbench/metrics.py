@@ -71,7 +71,7 @@ def sparsity(model: nn.Module) -> float:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode within the block; after it every module is in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -86,7 +86,7 @@ def _observe(model: nn.Module, example: Tensor, hooks: dict[str, Callable[..., N
     """Run the model once in eval mode with a forward hook on each named layer."""
     handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
     try:
-        with torch.no_grad(), _evaluating(model):
+        with torch.no_grad(), evaluating(model):
             model(example)
     finally:
         for handle in handles:
@@ -152,7 +152,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, floa
     """
     wrong = wrong5 = 0
     cross_entropy = 0.0
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(labels), EVALUATION_BATCH):
             target = labels[start : start + EVALUATION_BATCH]
             logits = model(images[start : start + EVALUATION_BATCH])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vdbench import metrics, netfile, records
+from vdbench.batchnorm import reestimate
 from vdbench.config import VARIATIONAL_METHODS, RunSpec, spec_sha256
 from vdbench.data import Dataset
 from vdbench.job import Job
@@ -54,13 +55,18 @@ def load_net(path: Path) -> tuple[nn.Module, dict[str, object]]:
 
 
 def trade_off(model: nn.Module, data: Dataset) -> list[CurvePoint]:
-    """Error and compression of a variational net over `CURVE_THRESHOLDS`; the net is left as it was."""
+    """Error and compression of a variational net over `CURVE_THRESHOLDS`; the net is left as it was.
+
+    Statistics of batch normalisation are estimated anew at each.
+    """
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
     layers = [layer for _, layer in variational_layers(model)]
     thresholds = [layer.loga_threshold for layer in layers]
     points = []
     for threshold in CURVE_THRESHOLDS:
         for layer in layers:
             layer.loga_threshold = threshold
+        reestimate(model, data)
         size, evaluated = (metrics.size(model), metrics.evaluate(model, data.eval_images, data.eval_labels))
         points.append(
             CurvePoint(
@@ -72,6 +78,8 @@ def trade_off(model: nn.Module, data: Dataset) -> list[CurvePoint]:
         )
     for layer, threshold in zip(layers, thresholds, strict=True):
         layer.loga_threshold = threshold
+    for name, value in model.named_buffers():
+        value.copy_(buffers[name])
     return points
 
 

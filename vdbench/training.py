@@ -18,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vdbench import metrics, records
 from vdbench.baselines import GradualPruner
+from vdbench.batchnorm import reestimate
 from vdbench.config import (
     BASELINE_METHODS,
     VARIATIONAL_METHODS,
@@ -134,6 +135,7 @@ class Training:
         class_loss_mean, kl_mean = (totals / steps).tolist()
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             return None  # said here, for a log_sigma2 that is no number would count as sparsity
+        reestimate(self.model, data)
         evaluated = metrics.evaluate(self.model, data.eval_images, data.eval_labels)
         if not math.isfinite(class_loss_mean + kl_mean + evaluated["cross_entropy"]):
             return None
