@@ -79,7 +79,7 @@ def sparsity(model: nn.Module) -> float:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode within the block; after it every module is in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -95,7 +95,7 @@ def _observe(model: nn.Module, example: Tensor, hooks: dict[str, Callable[..., N
     owners = {name: parameter_name(name).rpartition(".")[0] for name in hooks}
     handles = [model.get_submodule(owners[name]).register_forward_hook(hook) for name, hook in hooks.items()]
     try:
-        with torch.no_grad(), _evaluating(model):
+        with torch.no_grad(), evaluating(model):
             model(example)
     finally:
         for handle in handles:
@@ -170,7 +170,7 @@ def text_cross_entropy(model: nn.Module, words: Tensor) -> float:
         words: (N,) int64, on the same device as the model.
     """
     total, state = 0.0, None
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(words) - 1, EVALUATION_WORDS):
             piece = words[start : start + EVALUATION_WORDS + 1]
             logits, state = model(piece[:-1, None], state)
@@ -187,7 +187,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, floa
     """
     wrong = wrong5 = 0
     cross_entropy = 0.0
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(labels), EVALUATION_BATCH):
             target = labels[start : start + EVALUATION_BATCH]
             logits = model(images[start : start + EVALUATION_BATCH])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vdbench import metrics, netfile, records, tasks
+from vdbench.batchnorm import reestimate
 from vdbench.config import VARIATIONAL_METHODS, RunSpec, spec_sha256
 from vdbench.data import Dataset
 from vdbench.job import Job
@@ -55,13 +56,18 @@ def load_net(path: Path) -> tuple[nn.Module, dict[str, object]]:
 
 
 def trade_off(model: nn.Module, data: Dataset | Text) -> list[CurvePoint]:
-    """Error, or perplexity, and compression of a variational net over `CURVE_THRESHOLDS`; the net is left as it was."""
+    """Error, or perplexity, and compression of a variational net over `CURVE_THRESHOLDS`; the net is left as it was.
+
+    Statistics of batch normalisation are estimated anew at each.
+    """
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
     layers = [layer for _, layer in variational_layers(model)]
     thresholds = [layer.loga_threshold for layer in layers]
     points = []
     for threshold in CURVE_THRESHOLDS:
         for layer in layers:
             layer.loga_threshold = threshold
+        reestimate(model, data)
         size, evaluated = metrics.size(model), tasks.evaluate(model, data)
         points.append(
             CurvePoint(
@@ -74,6 +80,8 @@ def trade_off(model: nn.Module, data: Dataset | Text) -> list[CurvePoint]:
         )
     for layer, threshold in zip(layers, thresholds, strict=True):
         layer.loga_threshold = threshold
+    for name, value in model.named_buffers():
+        value.copy_(buffers[name])
     return points
 
 

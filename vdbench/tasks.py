@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vdbench import metrics
+from vdbench.batchnorm import reestimate
 from vdbench.config import DenseRecipe, RunSpec
 from vdbench.data import Dataset
 from vdbench.schedules import derived_seed
@@ -37,7 +38,8 @@ class Task(Protocol):
         ...
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """The measures of a model on the data to evaluate on, `cross_entropy` among them."""
+        """The measures of a model on the data to evaluate on, `cross_entropy` among them. Statistics of batch
+        normalisation are estimated anew for it."""
         ...
 
 
@@ -70,6 +72,7 @@ class Classification:
         return functional.cross_entropy(output, targets)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
+        reestimate(model, self.data)
         return evaluate(model, self.data)
 
 
