@@ -15,6 +15,7 @@ from vdbench.mistakes import explain
 
 DatasetName = Literal["mnist", "digits", "cifar10", "cifar10_jpeg", "cifar100", "cifar100_coarse"]
 ModelName = Literal["lenet300100", "lenet5", "vgglike_k025", "vgglike_k050", "vgglike_k100", "vgglike_k150"]
+VGG_WIDTHS: dict[str, float] = {"vgglike_k025": 0.25, "vgglike_k050": 0.5, "vgglike_k100": 1.0, "vgglike_k150": 1.5}
 Method = Literal["dense", "vd_finetune", "vd_warmup", "magnitude", "random"]
 
 Spec = TypeVar("Spec", bound=Strict)

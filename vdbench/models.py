@@ -7,6 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from vdbench.config import VGG_WIDTHS
+
 
 class LeNet300100(nn.Sequential):
     """LeNet-300-100 (LeCun et al. 1998): 784 - 300 - 100 - classes, ReLU between; 266,200 weights for 10 classes.
@@ -106,6 +108,5 @@ class VGGLike(nn.Sequential):
         super().__init__(layers)
 
 
-VGG_WIDTHS = {"vgglike_k025": 0.25, "vgglike_k050": 0.5, "vgglike_k100": 1.0, "vgglike_k150": 1.5}
 MODELS: dict[str, Callable[[int], nn.Module]] = {"lenet300100": LeNet300100, "lenet5": LeNet5}
 MODELS |= {name: partial(VGGLike, width=width) for name, width in VGG_WIDTHS.items()}
