@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from vdbench import config_timing, netfile, records
-from vdbench.config import VARIATIONAL_METHODS, Suite, parse_suite, spec_sha256, stage_versions
+from vdbench import config_timing, metrics, netfile, records
+from vdbench.config import VARIATIONAL_METHODS, VGG_WIDTHS, Suite, parse_suite, spec_sha256, stage_versions
+from vdbench.models import VGGLike
 from vdbench.records import (
     Control,
     CurvePoint,
@@ -26,7 +28,11 @@ SHAPES = {
     "lenet300100": {"fc1": [300, 784], "fc2": [100, 300], "fc3": [10, 100]},
     "lenet5": {"conv1": [20, 1, 5, 5], "conv2": [50, 20, 5, 5], "fc1": [500, 800], "fc2": [10, 500]},
 }
-MULTIPLY_ADDS = {"lenet300100": 266_200, "lenet5": 2_293_000}
+for _name, _width in VGG_WIDTHS.items():
+    with torch.device("meta"):
+        _layers_of = metrics.weights(VGGLike(width=_width))
+    SHAPES[_name] = {layer: list(weight.shape) for layer, weight in _layers_of.items()}
+MULTIPLY_ADDS = {"lenet300100": 266_200, "lenet5": 2_293_000} | dict.fromkeys(VGG_WIDTHS, 313_000_000)
 ERRORS = {"dense": 1.64, "vd_finetune": 1.80, "vd_warmup": 1.90, "magnitude": 2.30, "random": 9.0}
 RECIPE = {"epochs": 4}
 METHODS = {

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from vdbench import metrics, outputs, pruning, records, training
-from vdbench.config import SuiteError, parse_suite
+from vdbench.config import VGG_WIDTHS, SuiteError, parse_suite
 from vdbench.data import Dataset
 from vdbench.images import Normalisation
-from vdbench.models import MODELS, VGG_WIDTHS, VGGLike
+from vdbench.models import MODELS, VGGLike
 from vdbench.training import build_model
 from vdbench.variational import variational_layers
 

@@ -17,6 +17,7 @@ DatasetName = Literal["mnist", "digits", "cifar10", "cifar10_jpeg", "cifar100", 
 _ImageModel = Literal["lenet300100", "lenet5", "vgglike_k025", "vgglike_k050", "vgglike_k100", "vgglike_k150"]
 _LanguageModel = Literal["rnnlm_tanh", "rnnlm_tanh_200", "rnnlm_lstm", "rnnlm_lstm_200", "rnnlm_lstm_onehot"]
 ModelName = Literal[_ImageModel, _LanguageModel]
+VGG_WIDTHS: dict[str, float] = {"vgglike_k025": 0.25, "vgglike_k050": 0.5, "vgglike_k100": 1.0, "vgglike_k150": 1.5}
 Method = Literal["dense", "vd_finetune", "vd_warmup", "magnitude", "random"]
 
 Spec = TypeVar("Spec", bound=Strict)

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from vdbench.config import VGG_WIDTHS
 from vdbench.language import LANGUAGE_MODELS
 
 
@@ -117,6 +118,5 @@ def set_dropout(model: nn.Module, rate: float) -> None:
             module.dropout = rate
 
 
-VGG_WIDTHS = {"vgglike_k025": 0.25, "vgglike_k050": 0.5, "vgglike_k100": 1.0, "vgglike_k150": 1.5}
 MODELS: dict[str, Callable[[int], nn.Module]] = {"lenet300100": LeNet300100, "lenet5": LeNet5}
 MODELS |= {name: partial(VGGLike, width=width) for name, width in VGG_WIDTHS.items()} | LANGUAGE_MODELS

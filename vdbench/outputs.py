@@ -1,10 +1,10 @@
 """Which tables and figures a suite ends in, and what readers see things called; a workflow imports it for nothing."""
 
-from vdbench.config import VARIATIONAL_METHODS, Experiment, Suite
+from vdbench.config import VARIATIONAL_METHODS, VGG_WIDTHS, Experiment, Suite
 from vdbench.config_timing import RANDOM_MASKS, Backend, SyntheticConvolution, SyntheticLinear, SyntheticNet
 
 MODELS = {"lenet300100": "LeNet-300-100", "lenet5": "LeNet-5-Caffe", "vgglike": "VGG-like"}
-MODELS |= {f"vgglike_k{100 * width:03.0f}": f"VGG-like, k = {width:g}" for width in (0.25, 0.5, 1.0, 1.5)}
+MODELS |= {name: f"VGG-like, k = {width:g}" for name, width in VGG_WIDTHS.items()}
 MODELS |= {
     "rnnlm_tanh": "tanh RNN, 2 x 650 units",
     "rnnlm_tanh_200": "tanh RNN, 2 x 200 units",
@@ -47,9 +47,11 @@ BACKENDS: dict[Backend, str] = {
 TABLES = {"table1": "Table 1: error and compression", "speedup": "measured speedup", "runs": "every run"}
 FIGURES = {
     "error_vs_compression": "error against compression",
+    "error_and_compression_by_width": "error and compression against width",
     "training_curves": "training curves",
     "log_alpha": "log α after training",
     "first_layer": "what the first layer kept",
+    "layers_left": "what is left of each layer",
     "time_per_image": "time per image",
     "speedup_by_sparsity": "speedup against sparsity",
     "roofline": "roofline",
@@ -109,10 +111,14 @@ def figures(suite: Suite) -> dict[str, tuple[str, list[str]]]:
     found: dict[str, tuple[str, list[str]]] = {}
     if suite.experiments:
         found["error_vs_compression"] = ("error_vs_compression", list(suite.experiments))
+    widths = [name for name, experiment in suite.experiments.items() if experiment.model in VGG_WIDTHS]
+    if widths:
+        found["error_and_compression_by_width"] = ("error_and_compression_by_width", widths)
     for name, experiment in suite.experiments.items():
         kinds = ["training_curves"]
         if set(VARIATIONAL_METHODS) & set(experiment.present_methods()):
             kinds += ["log_alpha", "first_layer"]
+            kinds += ["layers_left"] if name in widths else []
         if experiment.timed:
             kinds += ["time_per_image"]
         found |= {f"{kind}_{name}": (kind, [name]) for kind in kinds}

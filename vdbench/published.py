@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
-from vdbench.config import Experiment
+from vdbench.config import VGG_WIDTHS, Experiment
 
 SPARSE_VD = "Sparse VD"
 _FOLDERS = (Path(__file__).parent / "reference", Path(__file__).parent.parent / "configs" / "reference")
@@ -43,7 +43,7 @@ def reference_file(name: str) -> Path:
 
 @cache
 def table1() -> tuple[Published, ...]:
-    """The LeNet rows of the paper's Table 1, then others' results with its method."""
+    """The LeNet rows of the paper's Table 1, others' results with its method, then the paper's VGG-like nets."""
     with reference_file("table1.csv").open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         names = [field.name for field in fields(Published)]
@@ -61,6 +61,12 @@ def rows(kind: str, experiment: Experiment) -> list[Published]:
         return []
     wanted = kind, experiment.model, experiment.dataset
     return [row for row in table1() if (row.kind, row.network, row.dataset) == wanted]
+
+
+def by_width(dataset: str, method: str) -> list[Published]:
+    """The paper's results with the VGG-like net on a data set, narrow nets first; none for one it does not have."""
+    found = [row for row in table1() if (row.kind, row.dataset, row.method) == ("published", dataset, method)]
+    return sorted((row for row in found if row.network in VGG_WIDTHS), key=lambda row: VGG_WIDTHS[row.network])
 
 
 def sparse_vd(experiment: Experiment) -> Published | None:

@@ -9,17 +9,21 @@ from vdbench.config import Suite
 from vdbench.plots import style
 from vdbench.plots.inference import time_per_image
 from vdbench.plots.layers import roofline, speedup_by_sparsity
+from vdbench.plots.structure import layers_left
 from vdbench.plots.style import NoData, Timed, View
 from vdbench.plots.tradeoff import error_vs_compression
 from vdbench.plots.training import training_curves
 from vdbench.plots.weights import first_layer, log_alpha
+from vdbench.plots.widths import error_and_compression_by_width
 from vdbench.records import Record
 
 FIGURES = {
     "error_vs_compression": error_vs_compression,
+    "error_and_compression_by_width": error_and_compression_by_width,
     "training_curves": training_curves,
     "log_alpha": log_alpha,
     "first_layer": first_layer,
+    "layers_left": layers_left,
 }
 TIMING_FIGURES = {
     "time_per_image": time_per_image,

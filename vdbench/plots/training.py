@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -13,6 +15,7 @@ from vdbench.plots.style import COLOURS, PALETTE, NoData, View, method_handles, 
 
 _LAYER = "sparsity:"
 _LAYER_COLOURS = [PALETTE[i] for i in (0, 1, 2, 4)]
+_IN_A_LINE = 5  # of the legend
 
 
 def training_curves(view: View) -> Figure:
@@ -40,16 +43,14 @@ def training_curves(view: View) -> Figure:
     if sparse:
         _sparsities(lower[0].subplots(1, len(sparse), sharey=True, squeeze=False).ravel(), histories, sparse)
         layers = _layers(histories[sparse[0]][0])
-        handles = [
-            Line2D([], [], color=colour, label=layer) for layer, colour in zip(layers, _LAYER_COLOURS, strict=False)
-        ]
-        lower[0].legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        handles = [Line2D([], [], color=colour, label=layer) for layer, colour in _coloured(layers)]
+        lower[0].legend(handles=handles, loc="outside lower center", ncols=min(_IN_A_LINE, len(handles)))
     return figure
 
 
 def _sparsities(axes: Sequence[Axes], histories: dict[str, list[pd.DataFrame]], methods: Sequence[str]) -> None:
     for axis, method in zip(axes, methods, strict=True):
-        for layer, colour in zip(_layers(histories[method][0]), _LAYER_COLOURS, strict=False):
+        for layer, colour in _coloured(_layers(histories[method][0])):
             percent = [h.assign(**{layer: 100 * h[_LAYER + layer]}) for h in histories[method]]
             _curves(axis, percent, layer, colour)
         axis.set(xlabel="Epoch", title=outputs.METHODS[method], ylim=(-3, 103))
@@ -62,6 +63,13 @@ def _curves(axis: Axes, histories: Sequence[pd.DataFrame], column: str, colour: 
         axis.plot(one.index, one, color=colour, linewidth=0.7, alpha=0.4)
     mean = pd.concat(series, axis=1).dropna().mean(axis=1)  # of the epochs that every seed has
     axis.plot(mean.index, mean, color=colour, linewidth=2)
+
+
+def _coloured(layers: Sequence[str]) -> list[tuple[str, str]]:
+    """Layers with their colours: of a deep net, from dark to light."""
+    if len(layers) <= len(_LAYER_COLOURS):
+        return list(zip(layers, _LAYER_COLOURS, strict=False))
+    return [(layer, to_hex(colormaps["viridis"](place / len(layers)))) for place, layer in enumerate(layers)]
 
 
 def _layers(history: pd.DataFrame) -> list[str]:

@@ -17,6 +17,7 @@ from vdbench.records import Record
 LIMIT = 8.0
 _SIDE = 28
 _KERNELS_IN_A_ROW = 5
+_PANELS_IN_A_ROW = 5
 _WHOLE = MaxNLocator(integer=True)
 
 
@@ -27,9 +28,14 @@ def log_alpha(view: View) -> Figure:
         raise NoData(f"no variational run of {view.name} is pruned yet")
     layers = [histogram.name for histogram in records[0].log_alpha_histogram]
     methods = list(dict.fromkeys(record.method for record in records))
-    figure = Figure(figsize=(max(8.0, 3.1 * len(layers)), 4.2))
-    axes = figure.subplots(1, len(layers), sharey=True, squeeze=False).ravel()
-    for axis, layer in zip(axes, layers, strict=True):
+    columns = min(len(layers), _PANELS_IN_A_ROW)
+    rows = -(-len(layers) // columns)
+    figure = Figure(figsize=(max(8.0, 3.1 * columns), 1.2 + 3.0 * rows))
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    axes = grid.ravel()
+    for axis in axes[len(layers) :]:
+        axis.set_visible(False)
+    for axis, layer in zip(axes, layers, strict=False):
         for method in methods:
             share = _share([record for record in records if record.method == method], layer)
             edges = np.linspace(-LIMIT, LIMIT, len(share) + 1)
@@ -37,7 +43,8 @@ def log_alpha(view: View) -> Figure:
             axis.stairs(share, edges, color=COLOURS[method], alpha=0.15, fill=True)
         axis.axvline(view.experiment.threshold, color="black", linestyle="--", linewidth=1)
         axis.set(title=layer, xlabel="log α", xlim=(-LIMIT, LIMIT), xticks=range(-8, 9, 4), yscale="log")
-    axes[0].set_ylabel("Share of the layer's weights (%)")
+    for axis in grid[:, 0]:
+        axis.set_ylabel("Share of the layer's weights (%)")
     label = f"threshold {view.experiment.threshold:g}: removed above"
     handles = [*method_handles(methods), Line2D([], [], color="black", linestyle="--", linewidth=1, label=label)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))

@@ -12,7 +12,7 @@ rule prune:
         "../envs/vdbench.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=4000,
         runtime=30,
     params:
         spec=run_spec,

@@ -16,7 +16,7 @@ rule pretrain:
         "../envs/vdbench.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=4000,
         runtime=1440,
     params:
         spec=run_spec,
