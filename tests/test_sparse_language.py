@@ -5,7 +5,7 @@ import torch
 
 from vdbench import metrics
 from vdbench.baselines import GradualPruner
-from vdbench.language import OneHotRNNLM, RNNLM
+from vdbench.language import RNNLM, OneHotRNNLM
 from vdbench.sparse import SparseLanguageModel, to_cpu_sparse
 from vdbench.structure import structure
 from vdbench.variational import to_variational_dropout, variational_matrices
@@ -18,7 +18,7 @@ MAKERS = {
 WORDS = torch.randint(50, (9, 3), generator=torch.Generator().manual_seed(1))
 
 
-def pruned(kind: str, kept: float = 0.02) -> torch.nn.Module:
+def pruned(kind: str, kept: float = 0.01) -> torch.nn.Module:
     torch.manual_seed(7)
     net = MAKERS[kind]().eval()
     for name, parameter in net.named_parameters():

@@ -131,6 +131,7 @@ class Record(_Part):
     size: Size | None = None
     layers: list[Layer] = []
     multiply_adds: MultiplyAdds | None = None
+    kept: dict[str, int] = Field({}, description="words, units and gates that a language model is left with")
     threshold: float | None = None
     curve: list[CurvePoint] = []
     log_alpha_histogram: list[LayerHistogram] = []
