@@ -148,6 +148,11 @@ class Record(_Part):
     provenance: Provenance
 
     @property
+    def value(self) -> float:
+        """What the net is judged by: the perplexity of a language model, the error in percent of any other."""
+        return self.metrics["perplexity"] if "perplexity" in self.metrics else self.metrics["error"]
+
+    @property
     def run(self) -> tuple[str, str, int]:
         return self.experiment, self.method, self.seed
 
