@@ -19,6 +19,7 @@ def row(record: Record) -> dict[str, Any]:
         "size.": record.size.model_dump() if record.size else {},
         "multiply_adds.": record.multiply_adds.model_dump() if record.multiply_adds else {},
         "work.": record.work.model_dump() if record.work else {},
+        "kept.": record.kept,
         "limits.": record.limits,
         "control.": record.control.model_dump() if record.control else {},
         " ": record.model_dump(include={"threshold", "spec_sha256", "code_digest", "wall_s", "peak_rss_mb"}),

@@ -22,6 +22,7 @@ DATASETS = {
     "ptb": "Penn Treebank",
     "topics": "Python's help texts",
 }
+LANGUAGE_MODELS = tuple(name for name in MODELS if name.startswith("rnnlm"))
 METHODS = {
     "dense": "dense",
     "vd_finetune": "Sparse VD, fine-tuned",
@@ -92,9 +93,18 @@ def method(name: str) -> str:
     return "random masks" if name == RANDOM_MASKS else METHODS[name]
 
 
+def measure(experiment: Experiment) -> str:
+    """What nets are judged by, the smaller the better: `perplexity` for language models, else `error` in percent."""
+    return "perplexity" if experiment.model in LANGUAGE_MODELS else "error"
+
+
+def error_unit(experiment: Experiment) -> str:
+    return " %" if measure(experiment) == "error" else ""
+
+
 def error_name(experiment: Experiment) -> str:
     """Which error an experiment measures: tables never put a validation error beside a test error."""
-    return "validation error" if experiment.validation_size else "test error"
+    return f"{'validation' if experiment.validation_size else 'test'} {measure(experiment)}"
 
 
 def tables(suite: Suite) -> list[str]:
@@ -117,7 +127,7 @@ def figures(suite: Suite) -> dict[str, tuple[str, list[str]]]:
     for name, experiment in suite.experiments.items():
         kinds = ["training_curves"]
         if set(VARIATIONAL_METHODS) & set(experiment.present_methods()):
-            kinds += ["log_alpha", "first_layer"]
+            kinds += ["log_alpha"] if experiment.model in LANGUAGE_MODELS else ["log_alpha", "first_layer"]
             kinds += ["layers_left"] if name in widths else []
         if experiment.timed:
             kinds += ["time_per_image"]

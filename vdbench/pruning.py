@@ -13,6 +13,7 @@ from vdbench.data import Dataset
 from vdbench.job import Job
 from vdbench.models import MODELS
 from vdbench.records import Control, CurvePoint, LayerHistogram, Record
+from vdbench.structure import LanguageModel, structure
 from vdbench.tensors import load_state, state_sha256
 from vdbench.text import Text
 from vdbench.training import build_model, pick_device
@@ -153,6 +154,7 @@ def prune(
         size=size,
         layers=metrics.layers(model),
         multiply_adds=metrics.multiply_adds(model, data.example),
+        kept=structure(model).counts() if isinstance(model, LanguageModel) else {},
         threshold=spec.threshold,
         curve=trade_off(model, data) if variational else [],
         log_alpha_histogram=log_alpha_histograms(model) if variational else [],

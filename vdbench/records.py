@@ -131,6 +131,7 @@ class Record(_Part):
     size: Size | None = None
     layers: list[Layer] = []
     multiply_adds: MultiplyAdds | None = None
+    kept: dict[str, int] = Field({}, description="words, units and gates that a language model is left with")
     threshold: float | None = None
     curve: list[CurvePoint] = []
     log_alpha_histogram: list[LayerHistogram] = []
@@ -148,6 +149,11 @@ class Record(_Part):
     wall_s: float
     peak_rss_mb: float
     provenance: Provenance
+
+    @property
+    def value(self) -> float:
+        """What the net is judged by: the perplexity of a language model, the error in percent of any other."""
+        return self.metrics["perplexity"] if "perplexity" in self.metrics else self.metrics["error"]
 
     @property
     def run(self) -> tuple[str, str, int]:

@@ -36,7 +36,7 @@ def net(model: str) -> Iterator[torch.nn.Module]:
 @pytest.mark.benchmark(group="inference")
 @pytest.mark.parametrize("batch_size", [1, 64])
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "torch_dense"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["lenet300100", "lenet5"])
 def test_inference(benchmark, net, model, backend, batch_size, capsys):
     images = np.random.default_rng(0).random((batch_size, 1, 28, 28), dtype=np.float32)
     dense = BACKENDS["torch_dense"](net, images, 1)

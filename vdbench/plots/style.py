@@ -45,7 +45,8 @@ class View:
 
     @property
     def error_label(self) -> str:
-        return f"{outputs.error_name(self.experiment).capitalize()} (%)"
+        unit = " (%)" if outputs.error_unit(self.experiment) else ""
+        return f"{outputs.error_name(self.experiment).capitalize()}{unit}"
 
     def of(self, stage: str, methods: Sequence[str] | None = None) -> list[Record]:
         """Records of one stage of finished runs, in the order of the methods."""

@@ -39,7 +39,7 @@ def _panel(axis: Axes, view: View) -> None:
     nets = view.of("prune")
     paper = [(row, "black") for row in published.rows("published", view.experiment)]
     others = [(row, "#707070") for row in published.rows("third_party", view.experiment)]
-    errors = [net.metrics["error"] for net in nets] + [float(row.error_pct) for row, _ in paper]
+    errors = [net.value for net in nets] + [float(row.error_pct) for row, _ in paper]
     top = _TOP * min(errors)
     plain_log_axis(axis, "x")
     for net in nets:
@@ -47,7 +47,7 @@ def _panel(axis: Axes, view: View) -> None:
         ratios, curve = [p.compression_ratio for p in points], [p.value for p in points]
         axis.plot(ratios, curve, ".-", color=COLOURS[net.method], linewidth=0.9, markersize=4, alpha=0.55, zorder=2)
         look = {"color": COLOURS[net.method], "markeredgecolor": "white", "markersize": 7}
-        axis.plot(_ratio(net), net.metrics["error"], MARKERS[net.method], **look, zorder=4)
+        axis.plot(_ratio(net), net.value, MARKERS[net.method], **look, zorder=4)
     for row, colour in [*others, *paper]:
         marker = PUBLISHED_MARKERS[row.method] if row.kind == "published" else "x"
         size = 13 if row.method == published.SPARSE_VD and row.kind == "published" else 8
@@ -56,14 +56,15 @@ def _panel(axis: Axes, view: View) -> None:
         axis.plot(float(row.compression), float(row.error_pct), marker, **look, zorder=5)
     axis.set_ylim(0.8 * min(errors), top)
     seeds = Counter(net.method for net in nets)
-    above = [(_ratio(net), net.metrics["error"], net.method) for net in nets]
+    above = [(_ratio(net), net.value, net.method) for net in nets]
     above += [(float(row.compression), float(row.error_pct), "") for row, _ in others]
-    _name_what_is_above(axis, [point for point in above if point[1] > top], top, seeds)
+    unit = outputs.error_unit(view.experiment)
+    _name_what_is_above(axis, [point for point in above if point[1] > top], top, seeds, unit)
     axis.set(xlabel="Compression, |W| / |W ≠ 0|", ylabel=view.error_label, title=f"{view.title} ({view.source})")
 
 
 def _name_what_is_above(
-    axis: Axes, points: Sequence[tuple[float, float, str]], top: float, seeds: Mapping[str, int]
+    axis: Axes, points: Sequence[tuple[float, float, str]], top: float, seeds: Mapping[str, int], unit: str
 ) -> None:
     """One marker a method under the upper edge, a line each, with the runs and errors that it stands for."""
     for line, method in enumerate(dict.fromkeys(method for *_, method in points)):
@@ -78,7 +79,7 @@ def _name_what_is_above(
         axis.plot(middle, top, MARKERS.get(method, "x"), color=colour, ms=7, transform=lowered, zorder=5)
         left_half = middle < math.prod(axis.get_xlim()) ** 0.5
         axis.annotate(
-            f"{name}: {span} % ↑",
+            f"{name}: {span}{unit} ↑",
             (middle, top),
             xytext=(8 if left_half else -8, down),
             textcoords="offset points",

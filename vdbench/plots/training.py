@@ -30,7 +30,7 @@ def training_curves(view: View) -> Figure:
     upper, *lower = figure.subfigures(2 if sparse else 1, 1, squeeze=False).ravel()
     panels = upper.subplots(1, 2 if variational else 1, squeeze=False).ravel()
     for method in methods:
-        _curves(panels[0], histories[method], "error", COLOURS[method])
+        _curves(panels[0], histories[method], outputs.measure(view.experiment), COLOURS[method])
     for method in variational:
         _curves(panels[1], histories[method], "kl", COLOURS[method])
     plain_log_axis(panels[0], "y")

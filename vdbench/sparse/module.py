@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from vdbench.sparse.engine import CompiledNet, compile_sparse
+from vdbench.sparse.language import SparseLanguageModel
 from vdbench.sparse.tracing import Untraceable
+from vdbench.structure import LanguageModel
 from vdbench.variational import VariationalDropoutConv2d, VariationalDropoutLinear
 
 log = logging.getLogger("vdbench")
@@ -70,10 +72,11 @@ def layer_by_layer(model: nn.Module, threads: int | None) -> nn.Module:
     return model
 
 
-def to_cpu_sparse(model: nn.Module, *, threads: int | None = None) -> SparseModule:
+def to_cpu_sparse(model: nn.Module, *, threads: int | None = None) -> SparseModule | SparseLanguageModel:
     """A copy of a model for inference on a CPU, in eval mode, that computes with its nonzero weights alone: variational
     layers are masked at their threshold. It is compiled by `compile_sparse` when it is first called, for the shape of
-    that batch; a model that is no fixed sequence of operations on one tensor is compiled layer by layer.
+    that batch; a model that is no fixed sequence of operations on one tensor is compiled layer by layer. A model of
+    `vdbench.language` becomes a `SparseLanguageModel`.
 
     Args:
         threads: at the most (default: as many as PyTorch uses).
@@ -84,4 +87,6 @@ def to_cpu_sparse(model: nn.Module, *, threads: int | None = None) -> SparseModu
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
             raise ValueError(f"{name} is {parameter.dtype} on {parameter.device}: move the model with .cpu().float()")
+    if isinstance(model, LanguageModel):
+        return SparseLanguageModel(model)
     return SparseModule(copy.deepcopy(model).eval(), threads)

@@ -27,7 +27,7 @@ class MethodResult:
 
     @property
     def errors(self) -> dict[int, float]:
-        return {record.seed: record.metrics["error"] for record in self.good}
+        return {record.seed: record.value for record in self.good}
 
     @property
     def error(self) -> Summary | None:
@@ -90,7 +90,7 @@ def _result(name: str, experiment: Experiment, method: str, source: str, records
     seeds = experiment.method_seeds(method)  # type: ignore[arg-type]
     states = {seed: state(r for r in ours if r.seed == seed) for seed in seeds}
     good = [r for r in ours if r.stage == "prune" and states.get(r.seed) == "ok"]
-    dense = {r.seed: r.metrics["error"] for r in records if (r.method, r.stage, r.status) == ("dense", "prune", "ok")}
+    dense = {r.seed: r.value for r in records if (r.method, r.stage, r.status) == ("dense", "prune", "ok")}
     controls = {r.seed: r.control.value for r in good if r.control}
     return MethodResult(name, experiment, method, source, states, good, dense | controls)
 

@@ -32,6 +32,8 @@ def document(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]])
         here = [row for row in rows if row["experiment"] == name]
         if here:
             frame = pd.DataFrame([{SHOWN[key]: _cell(key, row[key]) for key in SHOWN} for row in here])
+            if outputs.measure(experiment) == "perplexity":
+                frame = frame.rename(columns={SHOWN["error"]: "Perplexity"})
             sections.append(Section(f"{outputs.title(name, experiment)}, {outputs.error_name(experiment)}", frame))
     return Document(
         title=f"Every run ({suite.suite})",
@@ -62,7 +64,7 @@ def _row(suite: Suite, source: str, stages: dict[str, Record]) -> dict[str, Any]
         "seed": last.seed,
         "status": state(stages.values()),
         "error_kind": outputs.error_name(suite.experiments[last.experiment]),
-        "error": last.metrics.get("error"),
+        "error": last.value if last.metrics else None,
         "top5_error": last.metrics.get("top5_error"),
         "cross_entropy": last.metrics.get("cross_entropy"),
         "sparsity_per_layer": " - ".join(f"{100 * layer.sparsity:.4f}" for layer in last.layers),

@@ -88,7 +88,7 @@ def side_by_side(experiment: Experiment, ours: Sequence[MethodResult], sources: 
 
 def detail(experiment: Experiment, ours: Sequence[MethodResult]) -> pd.DataFrame:
     """Published rows first, then every method and source in full."""
-    error_name = outputs.error_name(experiment).capitalize() + ", %"
+    error_name = outputs.error_name(experiment).capitalize() + outputs.error_unit(experiment).replace(" ", ", ")
     rows = [
         {
             "Method": row.method,
@@ -121,7 +121,10 @@ def detail(experiment: Experiment, ours: Sequence[MethodResult]) -> pd.DataFrame
     columns = ["Method", "Source", error_name, "95 % interval", "n", "Sparsity per layer, %", "Compression"]
     columns += ["Error against paper", "Compression against paper"] if published.sparse_vd(experiment) else []
     columns += ["Error against dense", "Dense error, %", "Theoretical speedup"]
-    return pd.DataFrame([{column: row.get(column, NOTHING) for column in columns} for row in rows], columns=columns)
+    frame = pd.DataFrame([{column: row.get(column, NOTHING) for column in columns} for row in rows], columns=columns)
+    if outputs.measure(experiment) == "error":
+        return frame
+    return frame.rename(columns={"Error against dense": "Against dense", "Dense error, %": "Dense perplexity"})
 
 
 def against_paper(result: MethodResult) -> tuple[float | None, float | None]:
@@ -154,7 +157,7 @@ def _cell(result: MethodResult) -> str:
         return result.n
     compression = result.compression
     at = "" if compression is None else f" at {ratio(compression)}×"
-    return f"{plus_minus(result.error, 2)} %{at} (n = {result.n})"
+    return f"{plus_minus(result.error, 2)}{outputs.error_unit(result.experiment)}{at} (n = {result.n})"
 
 
 def _published_cell(row: Published) -> str:
@@ -259,4 +262,5 @@ def terminal(experiment: Experiment, ours: Sequence[MethodResult]) -> pd.DataFra
                 "n": f"{len(result.good)}/{len(result.states)}",
             }
         )
-    return pd.DataFrame(rows, columns=["method", "source", "error %", "compression", "sparsity per layer %", "n"])
+    frame = pd.DataFrame(rows, columns=["method", "source", "error %", "compression", "sparsity per layer %", "n"])
+    return frame if outputs.measure(experiment) == "error" else frame.rename(columns={"error %": "perplexity"})

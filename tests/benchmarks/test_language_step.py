@@ -1,0 +1,99 @@
+"""What a training step of a variational language model costs, in steps of the same net without it, and its memory.
+
+Targets: 1.3 dense steps and 2.5 times the memory for LSTMs of 200 and of 650 units over 10,000 words, 20 sequences of
+35 words. Contenders take their steps in turn, on one thread; ratios are of median processor time. Nothing is asserted
+of times.
+"""
+
+import multiprocessing
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from vdbench.config import DenseRecipe, VariationalRecipe
+from vdbench.models import MODELS
+from vdbench.training import build_optimizer
+from vdbench.variational import forward_with_kl, to_variational_dropout
+
+TARGET, MEMORY_TARGET = 1.3, 2.5
+WORDS, LENGTH, SEQUENCES, EXAMPLES = 10_000, 35, 20, 929_589
+WARM_UP, ROUNDS = 3, 15
+
+
+def step_of(model: str, variational: bool):
+    """A training step, as `training` takes it, that returns the loss."""
+    torch.manual_seed(0)
+    net = MODELS[model](WORDS)
+    words, targets = torch.randint(WORDS, (2, LENGTH, SEQUENCES))
+    if variational:
+        to_variational_dropout(net, initial_log_sigma2=-6.0)
+    optimizer = build_optimizer(net, (VariationalRecipe if variational else DenseRecipe)(epochs=1))
+
+    def step() -> float:
+        (logits, _), kl = forward_with_kl(net, words) if variational else (net(words), 0.0)
+        loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten()) + kl / EXAMPLES
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    return step
+
+
+def memory_of_steps(model: str, variational: bool | None, answer) -> None:
+    """Peak memory of a process that takes three steps, or none."""
+    torch.set_num_threads(1)
+    step_of("rnnlm_tanh_200", False)()
+    if variational is not None:
+        step = step_of(model, variational)
+        for _ in range(3):
+            step()
+    status = Path("/proc/self/status").read_text()  # what getrusage says is the parent's where that was larger
+    answer.put(int(status.split("VmHWM:")[1].split()[0]) / 1024)
+
+
+def peak(model: str, variational: bool | None) -> float:
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    process = context.Process(target=memory_of_steps, args=(model, variational, answer))
+    process.start()
+    found = answer.get(timeout=300)
+    process.join()
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
+@pytest.mark.benchmark(group="language model training step", timer=time.process_time)
+@pytest.mark.parametrize("model", ["rnnlm_lstm_200", "rnnlm_lstm"])
+def test_variational_step(benchmark, model, capsys):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    with torch.random.fork_rng():
+        dense, variational = step_of(model, False), step_of(model, True)
+        for step in (dense, variational) * WARM_UP:
+            assert step() < 100
+        taken: list[float] = []
+
+        def dense_first() -> None:
+            started = time.process_time()
+            dense()
+            taken.append(time.process_time() - started)
+
+        benchmark.pedantic(variational, setup=dense_first, rounds=ROUNDS)
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+    ratio = statistics.median(benchmark.stats.stats.data) / statistics.median(taken)
+    start, plain, noisy = (peak(model, kind) for kind in (None, False, True))
+    memory = (noisy - start) / (plain - start)
+    benchmark.extra_info.update({"ratio": ratio, "target": TARGET, "memory": memory, "memory_target": MEMORY_TARGET})
+    with capsys.disabled():
+        print(
+            f"\n{model}: dense step {1e3 * statistics.median(taken):.0f} ms; variational {ratio:.2f} (target "
+            f"{TARGET}); memory {noisy - start:.0f} MB over {plain - start:.0f} MB, {memory:.2f} times (target "
+            f"{MEMORY_TARGET})"
+        )

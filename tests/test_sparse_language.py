@@ -1,0 +1,112 @@
+"""Pruned language models: what is left of them is counted right, taken out exactly, and computed with sparsely."""
+
+import pytest
+import torch
+
+from vdbench import metrics
+from vdbench.baselines import GradualPruner
+from vdbench.language import RNNLM, OneHotRNNLM
+from vdbench.sparse import SparseLanguageModel, to_cpu_sparse
+from vdbench.structure import structure
+from vdbench.variational import to_variational_dropout, variational_matrices
+
+MAKERS = {
+    "lstm": lambda: RNNLM(50, units=24, dropout=0.5),
+    "tanh": lambda: RNNLM(50, torch.nn.RNN, units=24, layers=3),
+    "onehot": lambda: OneHotRNNLM(50, units=24),
+}
+WORDS = torch.randint(50, (9, 3), generator=torch.Generator().manual_seed(1))
+
+
+def pruned(kind: str, kept: float = 0.01) -> torch.nn.Module:
+    torch.manual_seed(7)
+    net = MAKERS[kind]().eval()
+    for name, parameter in net.named_parameters():
+        torch.nn.init.normal_(parameter, std=1.0 if "bias" in name else 2.0)
+    GradualPruner(net, {layer.name: round(kept * layer.total) for layer in metrics.layers(net)}).update(1.0)
+    return net
+
+
+def same_logits(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_batches_agree_with_the_dense_model(kind):
+    net = pruned(kind)
+    fast = to_cpu_sparse(net)
+    assert isinstance(fast, SparseLanguageModel)
+    assert fast.counts["units_l0"] < 24
+    with torch.no_grad():
+        same_logits(fast(WORDS)[0], net(WORDS)[0])
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_word_by_word_agrees_with_the_dense_model(kind):
+    net = pruned(kind)
+    fast, state = to_cpu_sparse(net), None
+    with torch.no_grad():
+        expected, last = net(WORDS)
+        for word, logits in zip(WORDS, expected, strict=True):
+            found, state = fast(word[None], state)
+            same_logits(found[0], logits)
+    states = (state, last) if kind == "tanh" else (state[0], last[0])
+    for number, kept in enumerate(fast.kept):
+        torch.testing.assert_close(states[0][number][:, kept], states[1][number][:, kept], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_states_can_be_handed_over_from_the_dense_model(kind):
+    net = pruned(kind)
+    with torch.no_grad():
+        _, state = net(WORDS)
+        same_logits(to_cpu_sparse(net)(WORDS, state)[0], net(WORDS, state)[0])
+
+
+def test_a_variational_model_is_masked_at_its_threshold():
+    net = to_variational_dropout(RNNLM(50, units=24), loga_threshold=1.0).eval()
+    with torch.no_grad():
+        for _, matrix in variational_matrices(net):
+            matrix.weight.normal_()
+            matrix.log_sigma2.uniform_(0, 8)
+        fast = to_cpu_sparse(net)
+        assert fast.counts["gates_l0"] < 96
+        same_logits(fast(WORDS)[0], net(WORDS)[0])
+
+
+def test_a_model_without_weights_says_its_biases():
+    net = pruned("lstm", kept=0.0)
+    fast = to_cpu_sparse(net)
+    assert set(fast.counts.values()) == {0}
+    logits, (hidden, _) = fast(WORDS)
+    assert torch.equal(logits, net.output.bias.detach().expand(9, 3, 50)) and not hidden.any()
+
+
+def test_what_is_left_is_counted_by_hand():
+    net = RNNLM(4, torch.nn.RNN, units=3, layers=2)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+        net.output.weight[2, 0] = 1  # logit of word 2 <- unit 0 of layer 1
+        net.rnn.weight_hh_l1[0, 1] = 1  # which its unit 1 feeds
+        net.rnn.weight_hh_l1[2, 2] = 1  # unit 2 feeds itself alone
+        net.rnn.weight_ih_l1[1, 2] = 1  # unit 1 of layer 1 <- unit 2 of layer 0
+        net.rnn.weight_ih_l1[2, 0] = 1  # what feeds unit 2 matters no more than it does
+        net.rnn.weight_ih_l0[2, 1] = 1  # <- dimension 1 of the embedding
+        net.embedding.weight[3, 1] = net.embedding.weight[0, 0] = 1  # dimension 0 feeds nothing
+    assert structure(net).counts() == {
+        "words_read": 1,
+        "words_predicted": 1,
+        "dimensions": 1,
+        "units_l0": 1,
+        "gates_l0": 1,
+        "units_l1": 2,
+        "gates_l1": 2,
+    }
+
+
+def test_words_out_of_range_and_other_models_are_refused():
+    with pytest.raises(IndexError, match="words are numbers below 50, not 0 to 50"):
+        to_cpu_sparse(pruned("lstm"))(torch.tensor([[0], [50]]))
+    with pytest.raises(ValueError, match="Linear is not a language model of vdbench"):
+        structure(torch.nn.Linear(2, 2))

@@ -1,0 +1,90 @@
+"""Recurrent layers with sparse weights, as float32 loops that numba compiles.
+
+A value is an array (units, columns): the columns of a product are timesteps and sequences, or sequences alone, and lie
+side by side, so that a weight is loaded once for all of them.
+"""
+
+# numba infers what Python leaves open
+# pyright: reportCallIssue=false
+
+import numpy as np
+from numba import njit
+
+from vdbench.kernels import _clip, _exp
+
+f32 = np.float32
+_LIMIT = f32(80.0)
+_JIT = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
+
+
+@njit(inline="always")
+def _sigmoid(x):
+    return f32(1.0) / (f32(1.0) + _exp(-_clip(x, _LIMIT)))
+
+
+@njit(inline="always")
+def _tanh(x):
+    """tanh(x); near 0, where the difference below would cancel, an odd polynomial (Cephes single precision)."""
+    z = x * x
+    p = f32(-5.70498872745e-3)
+    p = p * z + f32(2.06390887954e-2)
+    p = p * z - f32(5.37397155531e-2)
+    p = p * z + f32(1.33314422036e-1)
+    p = p * z - f32(3.33332819422e-1)
+    return x + x * z * p if z < f32(0.39) else f32(2.0) * _sigmoid(f32(2.0) * x) - f32(1.0)
+
+
+@njit(**_JIT)
+def add_product(starts, places, values, x, out):
+    """out += W x, the rows of W as in a CSR matrix: `starts` (rows + 1), `places` and `values`."""
+    for row in range(len(starts) - 1):
+        if x.shape[1] == 1:
+            total = f32(0.0)
+            for k in range(starts[row], starts[row + 1]):
+                total += values[k] * x[places[k], 0]
+            out[row, 0] += total
+        else:
+            for k in range(starts[row], starts[row + 1]):
+                value, place = values[k], places[k]
+                for column in range(x.shape[1]):
+                    out[row, column] += value * x[place, column]
+
+
+@njit(**_JIT)
+def look_up(starts, places, values, words, out):
+    """The sparse rows of `words` as the columns of `out`, which is zero."""
+    for column in range(len(words)):
+        for k in range(starts[words[column]], starts[words[column] + 1]):
+            out[places[k], column] = values[k]
+
+
+@njit(**_JIT)
+def run_tanh(starts, places, values, gates, hidden, outputs):
+    """A layer of tanh units over all timesteps. `gates` (units, T * N) holds what inputs and biases add up to and is
+    overwritten; `hidden` (units, N) is the state before and after; `outputs` (units, T * N)."""
+    units, sequences = hidden.shape
+    gate = np.empty((units, sequences), np.float32)
+    for start in range(0, gates.shape[1], sequences):
+        gate[:] = gates[:, start : start + sequences]
+        add_product(starts, places, values, hidden, gate)
+        for unit in range(units):
+            for n in range(sequences):
+                hidden[unit, n] = _tanh(gate[unit, n])
+        outputs[:, start : start + sequences] = hidden
+
+
+@njit(**_JIT)
+def run_lstm(starts, places, values, gates, hidden, cell, outputs):
+    """As `run_tanh`, with an LSTM's four gates one after the other, (4 * units, T * N), and its `cell` (units, N)."""
+    units, sequences = hidden.shape
+    gate = np.empty((4 * units, sequences), np.float32)
+    for start in range(0, gates.shape[1], sequences):
+        gate[:] = gates[:, start : start + sequences]
+        add_product(starts, places, values, hidden, gate)
+        for unit in range(units):
+            for n in range(sequences):
+                inlet, keep = _sigmoid(gate[unit, n]), _sigmoid(gate[units + unit, n])
+                new, outlet = _tanh(gate[2 * units + unit, n]), _sigmoid(gate[3 * units + unit, n])
+                cell[unit, n] = keep * cell[unit, n] + inlet * new
+                hidden[unit, n] = outlet * _tanh(cell[unit, n])
+        outputs[:, start : start + sequences] = hidden

@@ -1,0 +1,102 @@
+"""What a pruned language model is left with: which words, units and gates still matter.
+
+A unit matters if a path of nonzero weights leads from it to a word's logit; whatever else it does, its state changes no
+output, and taking it out is exact. A word that is read matters if its embedding feeds a unit that does. A gate whose
+incoming weights are all zero is a constant of its unit and stays, as a bias.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vdbench import metrics
+from vdbench.language import RNNLM, OneHotRNNLM
+
+GATES = {"LSTM": 4, "RNN_TANH": 1}
+
+LanguageModel = RNNLM | OneHotRNNLM
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """One recurrent layer: weights (gates, units, inputs) and (gates, units, units), the sum of the biases (gates,
+    units), and which units matter, bool (units,)."""
+
+    inputs: Tensor
+    units: Tensor
+    bias: Tensor
+    kept: Tensor
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A language model taken apart, its weights those of eval mode.
+
+    Attributes:
+        embedding: (words, dimensions); the transposed input weights have none where words come in one-hot.
+        dimensions: bool, those of the embedding that feed a unit that matters.
+        layers: the recurrent ones, from the first.
+        output, bias: (words, units) and (words,).
+    """
+
+    embedding: Tensor | None
+    dimensions: Tensor
+    layers: list[Recurrence]
+    output: Tensor
+    bias: Tensor
+
+    def counts(self) -> dict[str, int]:
+        """What is left: `words_read`, whose embedding is not zero; `words_predicted`, whose logit is not constant;
+        `dimensions` of the embedding; `units` and `gates` that have weights, by layer."""
+        last = self.layers[-1].kept
+        if self.embedding is None:
+            first = self.layers[0]
+            read = first.inputs[:, first.kept].any(dim=1).any(dim=0)
+        else:
+            read = self.embedding[:, self.dimensions].any(dim=1)
+        found = {"words_read": int(read.sum()), "words_predicted": int(self.output[:, last].any(dim=1).sum())}
+        if self.embedding is not None:
+            found["dimensions"] = int(self.dimensions.sum())
+        below = self.dimensions
+        for number, layer in enumerate(self.layers):
+            incoming = layer.inputs[:, layer.kept][:, :, below].any(dim=2)
+            incoming |= layer.units[:, layer.kept][:, :, layer.kept].any(dim=2)
+            found[f"units_l{number}"], found[f"gates_l{number}"] = int(layer.kept.sum()), int(incoming.sum())
+            below = layer.kept
+        return found
+
+
+def structure(model: nn.Module) -> Structure:
+    """What a language model is made of and left with, in eval mode.
+
+    Raises:
+        ValueError: the model is not one of `language`.
+    """
+    if not isinstance(model, LanguageModel):
+        raise ValueError(f"{type(model).__name__} is not a language model of vdbench: it is RNNLM or OneHotRNNLM")
+    rnn, weights = model.rnn, {name: weight.cpu() for name, weight in metrics.weights(model).items()}
+    gates, units = GATES[rnn.mode], rnn.hidden_size
+    matters = weights["output"].any(dim=0)
+    layers: list[Recurrence] = []
+    for number in reversed(range(rnn.num_layers)):
+        hidden = weights[f"rnn.weight_hh_l{number}"].view(gates, units, units)
+        inputs = weights[f"rnn.weight_ih_l{number}"].view(gates, units, -1)
+        kept = _leading_to(matters, hidden)
+        biases = [getattr(rnn, f"bias_{kind}_l{number}").detach().cpu() for kind in ("ih", "hh")] if rnn.bias else []
+        bias = sum(biases, torch.zeros(gates * units)).view(gates, units)
+        layers.insert(0, Recurrence(inputs, hidden, bias, kept))
+        matters = inputs[:, kept].any(dim=0).any(dim=0)
+    embedding = weights.get("embedding")
+    assert model.output.bias is not None
+    return Structure(embedding, matters, layers, weights["output"], model.output.bias.detach().cpu())
+
+
+def _leading_to(matters: Tensor, hidden: Tensor) -> Tensor:
+    """The units that matter themselves, or feed one that does, over any number of timesteps."""
+    feeds = hidden.any(dim=0)  # (to, from)
+    while True:
+        more = matters | feeds[matters].any(dim=0)
+        if torch.equal(more, matters):
+            return matters
+        matters = more
