@@ -1,7 +1,6 @@
 """Timing and the backends it compares: equal outputs, fair turns, and a note for what is not installed."""
 
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,14 +37,33 @@ def time(pruned, tmp_path, **changes):
 # --- fair turns
 
 
-class Contender:
-    """Takes a fixed time on a clock that only contenders move, and writes down its turns."""
+class Clock:
+    """Time that only calls and sleep move; `spinning`: seconds for which threads go on working after a call."""
 
-    def __init__(self, name: str, seconds: float, clock: SimpleNamespace, turns: list[str]) -> None:
-        self.name, self.seconds, self.clock, self.turns = name, seconds, clock, turns
+    now = cpu = spinning = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def process_time(self) -> float:
+        return self.cpu
+
+    def sleep(self, seconds: float) -> None:
+        worked = min(seconds, self.spinning)
+        self.now, self.cpu, self.spinning = self.now + seconds, self.cpu + worked, self.spinning - worked
+
+
+class Contender:
+    """Takes a fixed time, and writes down its turns and whether threads of another were still at work."""
+
+    def __init__(self, name: str, seconds: float, clock: Clock, turns: list[str], spins: float = 0.0) -> None:
+        self.name, self.seconds, self.clock, self.turns, self.spins = name, seconds, clock, turns, spins
+        self.disturbed: list[bool] = []
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
+        self.disturbed.append(self.clock.spinning > 1e-9)
         self.clock.now += self.seconds
+        self.clock.spinning = self.spins
         self.turns.append(self.name)
         return images
 
@@ -53,9 +71,18 @@ class Contender:
 @pytest.fixture
 def contenders(monkeypatch):
     """Contenders by name, of 1 and 3 ms a call, and the list of their turns."""
-    clock, turns = SimpleNamespace(now=0.0), []
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    return {name: Contender(name, seconds, clock, turns) for name, seconds in (("a", 1e-3), ("b", 3e-3))}, turns
+    clock, turns = Clock(), []
+    monkeypatch.setattr(timing, "time", clock)
+    return {
+        "a": Contender("a", 1e-3, clock, turns, spins=0.2),
+        "b": Contender("b", 3e-3, clock, turns),
+    }, turns
+
+
+def test_a_contender_waits_until_the_threads_of_the_one_before_are_at_rest(contenders):
+    runs, _ = contenders
+    interleaved(runs, IMAGES, rounds=3, min_sample_s=1e-9)
+    assert runs["b"].disturbed[-3:] == [False] * 3
 
 
 def test_slow_contenders_are_warmed_up_once(contenders, monkeypatch):
