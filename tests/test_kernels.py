@@ -1,5 +1,6 @@
 """The fused float32 kernels against float64 formulas, a reference Philox and the statistics of a normal."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 import torch
 from scipy import stats
 
-from vdbench import kernels, posterior
+from vdbench import kernels, posterior, variational
 from vdbench.posterior import EPS, K1, K2, K3, log_alpha
-from vdbench.variational import VariationalDropoutLinear
+from vdbench.variational import VariationalDropoutLinear, forward_with_kl
 
 WORD = 2**32 - 1
 
@@ -171,8 +172,8 @@ def test_noise_is_added_with_the_floored_standard_deviation():
     mean = np.array([1.0, -2.0, 3.0, 4.0], np.float32)
     variance = np.array([4.0, 0.0, -1e-3, 0.25], np.float32)  # a convolution may round a variance below 0
     noise = np.array([0.5, 2.0, -1.0, -1.5], np.float32)
-    out, draws = np.empty_like(mean), noise.copy()
-    kernels.add_noise(mean, variance, draws, out)
+    out, draws = mean.copy(), noise.copy()
+    kernels.add_noise(out, variance, draws)
     std = np.array([2.0, 1e-4, 1e-4, 0.5])
     np.testing.assert_allclose(out, mean + std * noise, rtol=1e-6)
     np.testing.assert_allclose(draws, 0.5 * noise / std, rtol=1e-5)  # d out / d variance
@@ -206,12 +207,45 @@ def test_a_nan_parameter_shows_in_its_outputs_and_no_others(parameter):
 def test_add_noise_keeps_nan(where):
     arrays = {"mean": np.ones(8, np.float32), "variance": np.ones(8, np.float32)}
     arrays[where][2] = np.nan
-    noise, out = np.ones(8, np.float32), np.empty(8, np.float32)
-    kernels.add_noise(arrays["mean"], arrays["variance"], noise, out)
-    assert np.flatnonzero(np.isnan(out)).tolist() == [2]
+    kernels.add_noise(arrays["mean"], arrays["variance"], np.ones(8, np.float32))
+    assert np.flatnonzero(np.isnan(arrays["mean"])).tolist() == [2]
 
 
 def test_constants_are_those_of_the_torch_path():
     here = (kernels._EPS, kernels._CLIP, kernels._K1, kernels._K2, kernels._K3)
     there = (posterior.EPS, posterior.LOG_ALPHA_CLIP, posterior.K1, posterior.K2, posterior.K3)
     assert here == tuple(np.float32(value) for value in there)
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (2, 3, 20)])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_what_is_computed_again_to_save_memory_is_what_was_there(shape, bfloat16, monkeypatch):
+    """The gradients are the same to the last bit, whether intermediate results are kept or not."""
+    monkeypatch.setattr(posterior, "_HAS_BFLOAT16", bfloat16)
+
+    def gradients() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        layer = VariationalDropoutLinear(20, 10, initial_log_sigma2=-4.0)
+        inputs = torch.randn(shape, requires_grad=True)
+        outputs, kl = forward_with_kl(layer, inputs)
+        (outputs.square().sum() + kl).backward()
+        return [t.grad for t in (inputs, *layer.parameters()) if t.grad is not None]
+
+    kept = gradients()
+    monkeypatch.setattr(posterior, "COMPUTED_AGAIN", 1)
+    of_weights = gradients()
+    monkeypatch.setattr(variational, "computed_again", lambda *_: contextlib.nullcontext())
+    of_inputs = gradients()
+    assert len(kept) == 4
+    for others in (of_weights, of_inputs):
+        assert all(torch.equal(a, b) for a, b in zip(kept, others, strict=True))
+
+
+def test_a_layer_keeps_neither_its_squared_input_nor_a_second_output():
+    layer, inputs = VariationalDropoutLinear(50, 30), torch.randn(40, 50, requires_grad=True)
+    saved: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        layer(inputs)
+    shapes = list({t.untyped_storage().data_ptr(): tuple(t.shape) for t in saved}.values())
+    assert shapes.count((40, 50)) == 1  # the input, and no square of it
+    assert shapes.count((40, 30)) == 1  # the noise

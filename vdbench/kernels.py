@@ -197,11 +197,11 @@ def fill_normal(out, seed):
 
 
 @njit(**_JIT)
-def add_noise(mean, variance, noise, out):
-    """out = mean + std * noise; `noise` is overwritten with d out / d variance."""
+def add_noise(mean, variance, noise):
+    """`mean` becomes mean + std * noise, and `noise` the derivative of that by the variance."""
     for i in range(mean.size):
         std = np.sqrt(max(variance[i], f32(0.0)) + _EPS)
-        out[i] = mean[i] + std * noise[i]
+        mean[i] = mean[i] + std * noise[i]
         noise[i] = f32(0.5) * noise[i] / std
 
 

@@ -4,6 +4,8 @@ Each has two forms of the same formulas: fused numba kernels for float32 on a CP
 equations are those of the paper, see `variational`.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -12,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 LOG_ALPHA_CLIP = 8.0
+COMPUTED_AGAIN = 2**20  # weights of a layer from which what the gradients need is not kept: memory counts for more
 EPS = 1e-8  # under the logarithm of weight^2 and under the square root of the variance
 
 # Constants of the approximation to the KL divergence (paper, equation 14).
@@ -53,6 +56,19 @@ def narrow(square: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     return square, variance
 
 
+def computed_again(tensor: Tensor, compute: Callable[[], Tensor]) -> AbstractContextManager[Any]:
+    """Within the block, operations do not keep `tensor` for their gradients: what `compute` then returns stands for it,
+    which is to be the same, and cheaper than the memory."""
+    if torch.compiler.is_compiling():
+        return nullcontext()
+    place, shape = tensor.data_ptr(), tensor.shape
+
+    def pack(kept: Tensor) -> Tensor | None:
+        return None if kept.data_ptr() == place and kept.shape == shape else kept
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: compute() if kept is None else kept)
+
+
 def _flat(tensor: Tensor) -> Any:
     """The memory of a tensor without gaps as a flat NumPy array."""
     return tensor.detach().as_strided((tensor.numel(),), (1,)).numpy()
@@ -73,11 +89,10 @@ class Posterior(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, log_sigma2: Tensor, alpha_limit: float) -> tuple[Tensor, Tensor, Tensor]:
         ctx.fused, ctx.alpha_limit = _fused(weight, log_sigma2), alpha_limit
         if ctx.fused:
-            from vdbench import kernels
-
-            mean, variance, by_weight, by_log_sigma2 = (torch.empty_like(weight) for _ in range(4))
-            arrays = [_flat(t) for t in (weight, log_sigma2, mean, variance, by_weight, by_log_sigma2)]
-            kl = weight.new_tensor(kernels.posterior(*arrays, alpha_limit=alpha_limit))
+            kl, mean, variance, by_weight, by_log_sigma2 = _fused_posterior(weight, log_sigma2, alpha_limit)
+            if weight.numel() >= COMPUTED_AGAIN:
+                ctx.save_for_backward(weight, log_sigma2)
+                return mean, variance, kl
         else:
             square = weight.square() + EPS
             unclipped = log_sigma2 - torch.log(square)
@@ -95,7 +110,11 @@ class Posterior(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        weight, variance, by_weight, by_log_sigma2 = ctx.saved_tensors
+        if len(ctx.saved_tensors) == 2:
+            weight, log_sigma2 = ctx.saved_tensors
+            _, _, variance, by_weight, by_log_sigma2 = _fused_posterior(weight, log_sigma2, ctx.alpha_limit)
+        else:
+            weight, variance, by_weight, by_log_sigma2 = ctx.saved_tensors
         if ctx.fused and _fused(weight, grad_mean, grad_variance):
             from vdbench import kernels
 
@@ -109,8 +128,20 @@ class Posterior(torch.autograd.Function):
         return by_weight * grad_kl + by_mean, by_log_sigma2 * grad_kl + grad_variance * variance, None
 
 
+def _fused_posterior(weight: Tensor, log_sigma2: Tensor, alpha_limit: float) -> tuple[Tensor, ...]:
+    """KL divergence, mean, variance, and the gradients of the divergence by weight and by log_sigma2."""
+    from vdbench import kernels
+
+    made = tuple(torch.empty_like(weight) for _ in range(4))
+    arrays = [_flat(t) for t in (weight, log_sigma2, *made)]
+    return weight.new_tensor(kernels.posterior(*arrays, alpha_limit=alpha_limit)), *made
+
+
 class AddNoise(torch.autograd.Function):
-    """mean + sqrt(max(variance, 0) + 1e-8) * noise. The floor keeps the gradient finite where the variance is 0."""
+    """mean + sqrt(max(variance, 0) + 1e-8) * noise. The floor keeps the gradient finite where the variance is 0.
+
+    The mean may be overwritten.
+    """
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
@@ -118,11 +149,14 @@ class AddNoise(torch.autograd.Function):
         if _fused(mean, variance):
             from vdbench import kernels
 
-            out, size = torch.empty_like(mean), mean.numel()
+            # a layer's output in place, which no gradient needs as it was: memory for one less of them
+            out, size = mean.clone() if mean.is_leaf or mean._is_view() else mean, mean.numel()
+            if out is mean:
+                ctx.mark_dirty(mean)
             noise = torch.empty(-(-size // 4) * 4)
             kernels.fill_normal(noise.numpy(), torch.randint(2**63 - 1, ()).item())
             noise = noise[:size].as_strided(out.shape, out.stride())
-            kernels.add_noise(*(_flat(t) for t in (mean, variance, noise, out)))
+            kernels.add_noise(*(_flat(t) for t in (out, variance, noise)))
             ctx.save_for_backward(noise)
             return out
         std = (wide(variance).clamp_min(0.0) + EPS).sqrt()

@@ -14,7 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vdbench.posterior import EPS, LOG_ALPHA_CLIP, AddNoise, Posterior, is_half, log_alpha, narrow, sample, wide
+from vdbench.posterior import (
+    EPS,
+    LOG_ALPHA_CLIP,
+    AddNoise,
+    Posterior,
+    computed_again,
+    is_half,
+    log_alpha,
+    narrow,
+    sample,
+    wide,
+)
 
 P_THRESHOLD = 0.95
 LOGA_THRESHOLD = 3.0
@@ -149,7 +160,9 @@ class SingleWeight(VariationalDropout):
                 output_variance = product(wide(input).square(), variance, None)
         else:
             square, variance = narrow(input.square(), variance.to(self.weight.dtype))
-            output_variance = product(square, variance, None).to(self.weight.dtype)
+            square_type = square.dtype
+            with computed_again(square, lambda: input.detach().square().to(square_type)):
+                output_variance = product(square, variance, None).to(self.weight.dtype)
         return cast(Tensor, AddNoise.apply(product(input, mean, self.bias), output_variance))
 
 
