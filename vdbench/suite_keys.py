@@ -11,8 +11,9 @@ from vdbench.config import Suite
 INTRODUCTION = """# Suite files
 
 A suite file says what is run; nothing is set anywhere else. `paper.yaml` is the full reproduction, `smoke.yaml` a
-check of the machinery in a few minutes, `inference.yaml` times nets and layers that are not trained. An unknown key, a
-missing one or a wrong value is refused, by name, before any job starts.
+check of the machinery in a few minutes, `inference.yaml` times nets and layers that are not trained, `cifar.yaml` and
+`cifar_full.yaml` are the VGG-like net, and the `explore_*.yaml` say how recipes were chosen. An unknown key, a missing
+one or a wrong value is refused, by name, before any job starts.
 
     vdbench plan configs/paper.yaml                          # jobs, and estimated hours
     snakemake --cores 8                                      # configs/paper.yaml
