@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vdbench import CompiledNet, cli, pruning
-from vdbench.models import LeNet300100
+from vdbench.models import MODELS, LeNet300100
 
 
 @pytest.fixture
@@ -34,3 +34,15 @@ def test_compile(net, tmp_path, capsys):
 def test_unknown_nets_are_named(capsys):
     assert cli.main(["compile", "no-such-net"]) == 2
     assert "'no-such-net'" in capsys.readouterr().err
+
+
+def test_a_language_model_is_not_compiled_but_counted(tmp_path, capsys):
+    path = tmp_path / "pruned.npz"
+    model = MODELS["rnnlm_tanh_200"](20)
+    model.output.weight.data.zero_()
+    pruning.save_net(path, model, {"model": "rnnlm_tanh_200", "num_classes": 20})
+    assert cli.main(["compile", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "vdbench.to_cpu_sparse runs it sparse" in shown and "units_l1 0\n" in shown
+    assert cli.main(["compile", str(path), "--output", str(tmp_path / "x.npz")]) == 2
+    assert "not kept in a file" in capsys.readouterr().err

@@ -39,6 +39,17 @@ def test_readme_shows_the_recorded_table(found):
     assert shown[1] == tables.render_text(load_suite(SUITE_FILE), {"recorded": found}, {})
 
 
+def test_readme_shows_the_recorded_speeds():
+    shown = re.search(r"<!-- speeds.*?-->\n+```\n(.*?)```\n", (ROOT / "README.md").read_text(), re.DOTALL)
+    parts = []
+    for file, names in (("inference.yaml", ["vgglike"]), ("paper.yaml", ["lenet300100-mnist", "lenet5-mnist"])):
+        suite = load_suite(ROOT / "configs" / file)
+        timed = records.load(RECORDED.parent / suite.suite, suite)[0]
+        parts += [tables.speeds(suite, {"recorded": timed}, name) for name in names]
+    assert shown
+    assert shown[1] == "\n\n".join(parts) + "\n"
+
+
 def test_shipped_nets_have_the_weights_that_their_records_count(found):
     pruned = [r for r in found if r.stage == "prune" and r.method != "dense"]
     assert pruned

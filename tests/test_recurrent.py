@@ -2,6 +2,8 @@
 
 import copy
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -340,3 +342,12 @@ def test_unnecessary_words_cost_a_recurrent_model_nothing_in_accuracy_of_states(
     second, carried = net(WORDS[2:], carried)
     torch.testing.assert_close(torch.cat((first, second)), logits)
     torch.testing.assert_close(carried, state)
+
+
+def test_the_documentation_runs():
+    text = (Path(__file__).parent.parent / "docs" / "recurrent.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    batch = torch.randint(10_000, (2, 5)), torch.randint(17, (2, 5))
+    names = {"batches": [batch, batch], "num_tags": 20}
+    exec(code[1], names)
+    assert isinstance(names["model"].lstm, VariationalDropoutLSTM)

@@ -146,11 +146,18 @@ def compile(args: argparse.Namespace) -> int:
     from vdbench import shipping
     from vdbench.pruning import load_net
     from vdbench.sparse import compile_sparse
+    from vdbench.structure import LanguageModel, structure
 
     try:
         model: Any = load_net(Path(args.net))[0] if Path(args.net).exists() else shipping.load(args.net)
     except KeyError as error:
         raise records.RecordError(error.args[0]) from None
+    if isinstance(model, LanguageModel):
+        if args.output:
+            raise records.RecordError("a sparse language model is not kept in a file: its pruned.npz is small as it is")
+        print("a language model: vdbench.to_cpu_sparse runs it sparse; left of it:")
+        print("\n".join(f"  {name} {count:,}" for name, count in structure(model).counts().items()))
+        return 0
     compiled = compile_sparse(model, torch.zeros(1, *model.input_shape), threads=args.threads)
     print(compiled.summary())
     if args.output:

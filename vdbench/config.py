@@ -24,6 +24,7 @@ Spec = TypeVar("Spec", bound=Strict)
 
 VARIATIONAL_METHODS: tuple[Method, ...] = ("vd_finetune", "vd_warmup")
 BASELINE_METHODS: tuple[Method, ...] = ("magnitude", "random")
+TEXT_DATASETS: tuple[DatasetName, ...] = ("ptb", "topics")
 GREY_DATASETS: tuple[DatasetName, ...] = ("mnist", "digits")
 
 # Raise a stage's version when a change to its code can alter numbers: every result that stands on it becomes stale.
@@ -145,6 +146,13 @@ class Experiment(Strict):
             missing = [seed for seed in seeds if seed not in self.seeds]
             if missing:
                 raise ValueError(f"seeds_of {method}: {missing} not among seeds {self.seeds}")
+        is_text = self.dataset in TEXT_DATASETS or self.dataset.startswith("text:")
+        if is_text != (self.model in get_args(_LanguageModel)):
+            raise ValueError(f"model: {self.model} is not for {self.dataset}: language models are for texts")
+        if is_text and self.timed:
+            raise ValueError("timed: language models are timed in tests/benchmarks, not as part of a suite")
+        if self.augment and is_text:
+            raise ValueError(f"augment: {self.dataset} is a text and has no images")
         if self.augment and self.dataset in GREY_DATASETS:
             raise ValueError(f"augment: the mirror image of a digit is none; {self.dataset} is trained on as it is")
         matched = getattr(self.methods, self.match)

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from vdbench import outputs
 from vdbench.config import VARIATIONAL_METHODS
@@ -40,6 +41,8 @@ def training_curves(view: View) -> Figure:
         panels[1].set(xlabel="Epoch", ylabel="KL divergence (nats)")
     upper.legend(handles=method_handles(methods), loc="outside lower center", ncols=min(5, len(methods)))
     figure.suptitle(f"{view.title} ({view.source}): thin lines are seeds, thick lines their means")
+    for axis in panels:
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if sparse:
         _sparsities(lower[0].subplots(1, len(sparse), sharey=True, squeeze=False).ravel(), histories, sparse)
         layers = _layers(histories[sparse[0]][0])
@@ -54,6 +57,7 @@ def _sparsities(axes: Sequence[Axes], histories: dict[str, list[pd.DataFrame]], 
             percent = [h.assign(**{layer: 100 * h[_LAYER + layer]}) for h in histories[method]]
             _curves(axis, percent, layer, colour)
         axis.set(xlabel="Epoch", title=outputs.METHODS[method], ylim=(-3, 103))
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes[0].set_ylabel("Sparsity (%)")
 
 

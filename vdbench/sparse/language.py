@@ -16,7 +16,7 @@ Csr = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def _csr(matrix: Tensor) -> Csr:
     found = csr_array(matrix.numpy())
-    return found.indptr.astype(np.int64), found.indices.astype(np.int64), found.data.astype(np.float32)
+    return found.indptr.astype(np.int64), found.indices.astype(np.int32), found.data.astype(np.float32)
 
 
 class SparseLanguageModel(nn.Module):
