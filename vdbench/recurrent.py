@@ -68,17 +68,6 @@ class VariationalDropoutTanhRNN(_Recurrent, nn.RNN):
         ValueError: a threshold out of range.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        p_threshold: float = P_THRESHOLD,
-        loga_threshold: float = LOGA_THRESHOLD,
-        initial_log_sigma2: float = INITIAL_LOG_SIGMA2,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
-
 
 class VariationalDropoutLSTM(_Recurrent, nn.LSTM):
     """`torch.nn.LSTM` with sparse variational dropout: one sample of the weights a forward pass in training mode, and
@@ -94,17 +83,6 @@ class VariationalDropoutLSTM(_Recurrent, nn.LSTM):
     Raises:
         ValueError: a threshold out of range.
     """
-
-    def __init__(
-        self,
-        *args: Any,
-        p_threshold: float = P_THRESHOLD,
-        loga_threshold: float = LOGA_THRESHOLD,
-        initial_log_sigma2: float = INITIAL_LOG_SIGMA2,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
 
 
 class VariationalDropoutEmbedding(SingleWeight, nn.Embedding):
@@ -138,8 +116,14 @@ class VariationalDropoutEmbedding(SingleWeight, nn.Embedding):
         loga_threshold: float = LOGA_THRESHOLD,
         initial_log_sigma2: float = INITIAL_LOG_SIGMA2,
     ) -> None:
-        super().__init__(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
-        self._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
+        super().__init__(
+            *(num_embeddings, embedding_dim, padding_idx),
+            device=device,
+            dtype=dtype,
+            p_threshold=p_threshold,
+            loga_threshold=loga_threshold,
+            initial_log_sigma2=initial_log_sigma2,
+        )
 
     @classmethod
     def refuses(cls, layer: nn.Module) -> str | None:

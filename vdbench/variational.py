@@ -64,6 +64,17 @@ class VariationalDropout(nn.Module):
 
     mask_in_training: bool
 
+    def __init__(
+        self,
+        *args: Any,
+        p_threshold: float = P_THRESHOLD,
+        loga_threshold: float = LOGA_THRESHOLD,
+        initial_log_sigma2: float = INITIAL_LOG_SIGMA2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
+
     def matrices(self) -> list[Matrix]:
         """Every weight tensor with its log variances; biases have none."""
         raise NotImplementedError
@@ -202,8 +213,12 @@ class VariationalDropoutLinear(SingleWeight, nn.Linear):
         loga_threshold: float = LOGA_THRESHOLD,
         initial_log_sigma2: float = INITIAL_LOG_SIGMA2,
     ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)
-        self._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
+        super().__init__(
+            *(in_features, out_features, bias, device, dtype),
+            p_threshold=p_threshold,
+            loga_threshold=loga_threshold,
+            initial_log_sigma2=initial_log_sigma2,
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         return self._output(input, functional.linear)
@@ -222,17 +237,6 @@ class VariationalDropoutConv2d(SingleWeight, nn.Conv2d):
     Raises:
         ValueError: a threshold out of range.
     """
-
-    def __init__(
-        self,
-        *args: Any,
-        p_threshold: float = P_THRESHOLD,
-        loga_threshold: float = LOGA_THRESHOLD,
-        initial_log_sigma2: float = INITIAL_LOG_SIGMA2,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
 
     def forward(self, input: Tensor) -> Tensor:
         return self._output(input, self._conv_forward)
