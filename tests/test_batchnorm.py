@@ -9,8 +9,8 @@ from torch import nn
 
 from vdbench import batchnorm, metrics, pruning
 from vdbench.batchnorm import reestimate
+from vdbench.conversion import to_variational_dropout
 from vdbench.models import LeNet5
-from vdbench.variational import to_variational_dropout
 
 
 def net() -> nn.Sequential:

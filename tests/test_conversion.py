@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from vdbench import variational
+from vdbench.conversion import to_variational_dropout
 from vdbench.models import LeNet5
 from vdbench.variational import (
     VariationalDropout,
@@ -18,7 +19,6 @@ from vdbench.variational import (
     VariationalDropoutLinear,
     forward_with_kl,
     kl_divergence,
-    to_variational_dropout,
     variational_layers,
 )
 

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vdbench import metrics
+from vdbench.conversion import to_variational_dropout
 from vdbench.models import LeNet5, LeNet300100
-from vdbench.variational import to_variational_dropout, variational_layers
+from vdbench.variational import variational_layers
 
 LENET5_MULTIPLY_ADDS = {
     "conv1": 20 * 1 * 5 * 5 * 24 * 24,

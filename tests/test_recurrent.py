@@ -11,13 +11,13 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vdbench import metrics, posterior
+from vdbench.conversion import to_variational_dropout
 from vdbench.language import RNNLM, OneHotRNNLM
 from vdbench.recurrent import VariationalDropoutEmbedding, VariationalDropoutLSTM, VariationalDropoutTanhRNN
 from vdbench.variational import (
     VariationalDropoutLinear,
     forward_with_kl,
     kl_divergence,
-    to_variational_dropout,
     variational_layers,
     variational_matrices,
 )

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from vdbench.conversion import to_variational_dropout
 from vdbench.sparse import SparseModule, to_cpu_sparse
 from vdbench.sparse.module import layer_by_layer
-from vdbench.variational import VariationalDropoutConv2d, VariationalDropoutLinear, to_variational_dropout
+from vdbench.variational import VariationalDropoutConv2d, VariationalDropoutLinear
 
 IMAGES = torch.linspace(-1, 1, 6 * 2 * 25).view(6, 2, 5, 5)
 

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import vdbench
+from vdbench.conversion import to_variational_dropout
 from vdbench.netfile import NetFileError
 from vdbench.sparse import CompiledNet, compile_sparse, engine, jit, machine, storage, to_cpu_sparse
 from vdbench.sparse.plan import PYTORCH, Item, Network, Plan, choose, fastest, place, stretches
 from vdbench.sparse.running import Pool, Runner
 from vdbench.sparse.summary import describe
 from vdbench.sparse.tracing import Untraceable, trace
-from vdbench.variational import to_variational_dropout
 
 
 @pytest.fixture(autouse=True)

@@ -5,10 +5,11 @@ import torch
 
 from vdbench import metrics
 from vdbench.baselines import GradualPruner
+from vdbench.conversion import to_variational_dropout
 from vdbench.language import RNNLM, OneHotRNNLM
 from vdbench.sparse import SparseLanguageModel, to_cpu_sparse
 from vdbench.structure import structure
-from vdbench.variational import to_variational_dropout, variational_matrices
+from vdbench.variational import variational_matrices
 
 MAKERS = {
     "lstm": lambda: RNNLM(50, units=24, dropout=0.5),

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 from vdbench.chain import VariationalDropoutChain
+from vdbench.conversion import to_variational_dropout
 from vdbench.models import LeNet5, LeNet300100
 from vdbench.sparse.graph import Conv2d, Graph, Linear, TorchOp
 from vdbench.sparse.tracing import Untraceable, trace
-from vdbench.variational import VariationalDropoutConv2d, VariationalDropoutLinear, to_variational_dropout
+from vdbench.variational import VariationalDropoutConv2d, VariationalDropoutLinear
 
 
 def checked(model: nn.Module, *shape: int) -> Graph:

@@ -18,8 +18,9 @@ from torch.nn import functional
 
 from vdbench import metrics, provenance, pruning, records, schedules, training
 from vdbench.config import DenseRecipe, SuiteError, VariationalRecipe
+from vdbench.conversion import to_variational_dropout
 from vdbench.models import LeNet300100
-from vdbench.variational import kl_divergence, to_variational_dropout, variational_layers
+from vdbench.variational import kl_divergence, variational_layers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

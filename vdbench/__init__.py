@@ -14,7 +14,7 @@ _HOME = {
     "VariationalDropoutLSTM": "recurrent",
     "VariationalDropoutTanhRNN": "recurrent",
     "VariationalDropoutChain": "chain",
-    "to_variational_dropout": "variational",
+    "to_variational_dropout": "conversion",
     "kl_divergence": "variational",
     "forward_with_kl": "variational",
     "sparsity": "metrics",

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vdbench import metrics
-from vdbench.variational import forward_with_kl, to_variational_dropout, variational_layers
+from vdbench.conversion import to_variational_dropout
+from vdbench.variational import forward_with_kl, variational_layers
 
 
 class VariationalDropoutChain(nn.Module):

@@ -26,6 +26,7 @@ from vdbench.config import (
     VariationalRecipe,
     spec_sha256,
 )
+from vdbench.conversion import to_variational_dropout
 from vdbench.data import OWN_DATA, Dataset
 from vdbench.job import Job
 from vdbench.language import LANGUAGE_MODELS
@@ -36,7 +37,7 @@ from vdbench.schedules import derived_seed, kl_weight, learning_rate
 from vdbench.tasks import Task, task
 from vdbench.tensors import file_sha256, load_state, load_tensors, save_tensors, state_sha256
 from vdbench.text import Text
-from vdbench.variational import forward_with_kl, to_variational_dropout, variational_layers, variational_matrices
+from vdbench.variational import forward_with_kl, variational_layers, variational_matrices
 
 log = logging.getLogger("vdbench")
 

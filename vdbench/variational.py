@@ -1,4 +1,4 @@
-"""Sparse variational dropout: the layers, the KL divergence and the conversion of existing models.
+"""Sparse variational dropout: the layers and the KL divergence.
 
 Every weight has a Gaussian posterior N(weight, exp(log_sigma2)) under a log-uniform prior. A weight whose noise
 outweighs it, alpha = sigma^2 / weight^2 large, carries no information and is removed. The source is Molchanov,
@@ -6,7 +6,7 @@ Ashukha, Vetrov, *Variational Dropout Sparsifies Deep Neural Networks*, ICML 201
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple, cast
 
@@ -32,7 +32,7 @@ LOGA_THRESHOLD = 3.0
 INITIAL_LOG_SIGMA2 = -10.0
 
 
-def _check_options(p_threshold: float, loga_threshold: float, initial_log_sigma2: float) -> None:
+def check_options(p_threshold: float, loga_threshold: float, initial_log_sigma2: float) -> None:
     if not 0.0 < p_threshold < 1.0:
         raise ValueError(f"p_threshold is a dropout rate between 0 and 1, not {p_threshold}")
     if not abs(loga_threshold) <= LOG_ALPHA_CLIP:
@@ -80,7 +80,7 @@ class VariationalDropout(nn.Module):
         raise NotImplementedError
 
     def _init_variational(self, p_threshold: float, loga_threshold: float, initial_log_sigma2: float) -> None:
-        _check_options(p_threshold, loga_threshold, initial_log_sigma2)
+        check_options(p_threshold, loga_threshold, initial_log_sigma2)
         self.p_threshold = p_threshold
         self.loga_threshold = loga_threshold
         self.initial_log_sigma2 = initial_log_sigma2
@@ -243,72 +243,6 @@ class VariationalDropoutConv2d(SingleWeight, nn.Conv2d):
 
 
 VariationalDropoutConvolution2D = VariationalDropoutConv2d  # its name in the Chainer implementation
-
-
-def _kinds() -> dict[type[nn.Module], type[VariationalDropout]]:
-    """The variational counterpart of every layer that has one."""
-    from vdbench import recurrent
-
-    return {
-        nn.Linear: VariationalDropoutLinear,
-        nn.Conv2d: VariationalDropoutConv2d,
-        nn.Embedding: recurrent.VariationalDropoutEmbedding,
-        nn.RNN: recurrent.VariationalDropoutTanhRNN,
-        nn.LSTM: recurrent.VariationalDropoutLSTM,
-    }
-
-
-def to_variational_dropout(
-    model: nn.Module,
-    *,
-    skip: Collection[str] = (),
-    shared_noise: bool | None = None,
-    p_threshold: float = P_THRESHOLD,
-    loga_threshold: float = LOGA_THRESHOLD,
-    initial_log_sigma2: float = INITIAL_LOG_SIGMA2,
-) -> nn.Module:
-    """Make every `nn.Linear`, `nn.Conv2d`, `nn.Embedding`, `nn.RNN` and `nn.LSTM` of a model variational, in place,
-    and return the model.
-
-    The layers stay the same objects: weights, device, dtype, training mode, hooks and sharing are kept. Subclasses of
-    these are left alone, since they compute something else. An optimizer must be made afterwards, so that it knows
-    the log variances.
-
-    Args:
-        model: any module; it may itself be a layer.
-        skip: names, as in `model.named_modules()`, of layers (or modules and all within them) to leave as they are.
-        shared_noise: that of the linear and convolutional layers, see `VariationalDropoutLinear`; by default, true
-            for a model with recurrent layers and false for any other.
-
-    Raises:
-        ValueError: a name in `skip` that the model does not have, no layer to convert, a layer with a setting that its
-            variational counterpart cannot have, or an option out of range; the model is then as it was.
-    """
-    skip = [skip] if isinstance(skip, str) else skip
-    names = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    if unknown := set(skip) - names:
-        raise ValueError(f"skip names {sorted(unknown)}, which this model does not have; it has {sorted(names - {''})}")
-    spared = {id(inner) for name in skip for inner in model.get_submodule(name).modules()}
-    kinds = _kinds()
-    layers = {name: m for name, m in model.named_modules() if type(m) in kinds and id(m) not in spared}
-    if not layers:
-        already = ", ".join(name or "itself" for name, _ in variational_layers(model))
-        why = f"; it is variational already: {already}" if already else ""
-        known = ", ".join(f"nn.{kind.__name__}" for kind in kinds)
-        raise ValueError(f"{type(model).__name__} has no {known} layer to make variational{why}")
-    _check_options(p_threshold, loga_threshold, initial_log_sigma2)
-    for name, layer in layers.items():
-        if refusal := kinds[type(layer)].refuses(layer):
-            raise ValueError(f"{name or type(layer).__name__}: {refusal}; change it or name it in skip")
-    if shared_noise is None:
-        shared_noise = any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in model.modules())
-    for layer in layers.values():
-        layer.__class__ = kinds[type(layer)]
-        assert isinstance(layer, VariationalDropout)
-        layer._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
-        if isinstance(layer, SingleWeight) and shared_noise:
-            layer.shared_noise = True
-    return model
 
 
 def variational_layers(model: nn.Module) -> Iterator[tuple[str, VariationalDropout]]:

@@ -15,9 +15,10 @@ import torch
 from torch.nn import functional
 
 from vdbench.config import DenseRecipe, VariationalRecipe
+from vdbench.conversion import to_variational_dropout
 from vdbench.models import MODELS
 from vdbench.training import build_optimizer
-from vdbench.variational import forward_with_kl, to_variational_dropout
+from vdbench.variational import forward_with_kl
 
 TARGET, MEMORY_TARGET = 1.3, 2.5
 WORDS, LENGTH, SEQUENCES, EXAMPLES = 10_000, 35, 20, 929_589

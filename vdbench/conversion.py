@@ -1,0 +1,78 @@
+"""Making the layers of an existing model variational."""
+
+from collections.abc import Collection
+
+from torch import nn
+
+from vdbench.recurrent import VariationalDropoutEmbedding, VariationalDropoutLSTM, VariationalDropoutTanhRNN
+from vdbench.variational import (
+    INITIAL_LOG_SIGMA2,
+    LOGA_THRESHOLD,
+    P_THRESHOLD,
+    SingleWeight,
+    VariationalDropout,
+    VariationalDropoutConv2d,
+    VariationalDropoutLinear,
+    check_options,
+    variational_layers,
+)
+
+KINDS: dict[type[nn.Module], type[VariationalDropout]] = {
+    nn.Linear: VariationalDropoutLinear,
+    nn.Conv2d: VariationalDropoutConv2d,
+    nn.Embedding: VariationalDropoutEmbedding,
+    nn.RNN: VariationalDropoutTanhRNN,
+    nn.LSTM: VariationalDropoutLSTM,
+}
+
+
+def to_variational_dropout(
+    model: nn.Module,
+    *,
+    skip: Collection[str] = (),
+    shared_noise: bool | None = None,
+    p_threshold: float = P_THRESHOLD,
+    loga_threshold: float = LOGA_THRESHOLD,
+    initial_log_sigma2: float = INITIAL_LOG_SIGMA2,
+) -> nn.Module:
+    """Make every `nn.Linear`, `nn.Conv2d`, `nn.Embedding`, `nn.RNN` and `nn.LSTM` of a model variational, in place,
+    and return the model.
+
+    The layers stay the same objects: weights, device, dtype, training mode, hooks and sharing are kept. Subclasses of
+    these are left alone, since they compute something else. An optimizer must be made afterwards, so that it knows
+    the log variances.
+
+    Args:
+        model: any module; it may itself be a layer.
+        skip: names, as in `model.named_modules()`, of layers (or modules and all within them) to leave as they are.
+        shared_noise: that of the linear and convolutional layers, see `VariationalDropoutLinear`; by default, true
+            for a model with recurrent layers and false for any other.
+
+    Raises:
+        ValueError: a name in `skip` that the model does not have, no layer to convert, a layer with a setting that its
+            variational counterpart cannot have, or an option out of range; the model is then as it was.
+    """
+    skip = [skip] if isinstance(skip, str) else skip
+    names = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    if unknown := set(skip) - names:
+        raise ValueError(f"skip names {sorted(unknown)}, which this model does not have; it has {sorted(names - {''})}")
+    spared = {id(inner) for name in skip for inner in model.get_submodule(name).modules()}
+    layers = {name: m for name, m in model.named_modules() if type(m) in KINDS and id(m) not in spared}
+    if not layers:
+        already = ", ".join(name or "itself" for name, _ in variational_layers(model))
+        why = f"; it is variational already: {already}" if already else ""
+        known = ", ".join(f"nn.{kind.__name__}" for kind in KINDS)
+        raise ValueError(f"{type(model).__name__} has no {known} layer to make variational{why}")
+    check_options(p_threshold, loga_threshold, initial_log_sigma2)
+    for name, layer in layers.items():
+        if refusal := KINDS[type(layer)].refuses(layer):
+            raise ValueError(f"{name or type(layer).__name__}: {refusal}; change it or name it in skip")
+    if shared_noise is None:
+        shared_noise = any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in model.modules())
+    for layer in layers.values():
+        layer.__class__ = KINDS[type(layer)]
+        assert isinstance(layer, VariationalDropout)
+        layer._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
+        if isinstance(layer, SingleWeight) and shared_noise:
+            layer.shared_noise = True
+    return model
