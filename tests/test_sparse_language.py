@@ -8,7 +8,7 @@ from vdbench.baselines import GradualPruner
 from vdbench.conversion import to_variational_dropout
 from vdbench.language import RNNLM, OneHotRNNLM
 from vdbench.sparse import SparseLanguageModel, to_cpu_sparse
-from vdbench.structure import structure
+from vdbench.structure import structure, told_words
 from vdbench.variational import variational_matrices
 
 MAKERS = {
@@ -104,6 +104,15 @@ def test_what_is_left_is_counted_by_hand():
         "units_l1": 2,
         "gates_l1": 2,
     }
+
+
+def test_words_are_told_by_how_frequent_they_are():
+    told = told_words(
+        torch.tensor([True, False, True, False, False, True]), ["the", "of", "and", "a", "to", "in"], count=2
+    )
+    assert told == {"frequent_dropped": ["of", "a"], "rare_kept": ["in", "and"]}
+    every = told_words(torch.ones(2, dtype=torch.bool), ["the", "of"])
+    assert every == {"frequent_dropped": [], "rare_kept": ["of", "the"]}
 
 
 def test_words_out_of_range_and_other_models_are_refused():

@@ -214,6 +214,8 @@ def test_every_method_trains_and_prunes_a_language_model(method, dense, tmp_path
     assert [layer.name for layer in pruned.layers][:3] == ["embedding", "rnn.weight_ih_l0", "rnn.weight_hh_l0"]
     assert pruned.multiply_adds.dense == 4 * 200 * 200 * 4 + 200 * 4  # a word: what is looked up is not multiplied
     assert 0 < pruned.kept["units_l0"] <= 200 and pruned.kept["words_read"] <= 4
+    assert {"read", "predicted"} == set(pruned.words)
+    assert set(pruned.words["read"].rare_kept) <= {"a", "b", "c", EOS}
     if method == "magnitude":
         assert pruned.size.compression_ratio == pytest.approx(2.0, rel=1e-3)
     else:

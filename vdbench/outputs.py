@@ -45,7 +45,12 @@ BACKENDS: dict[Backend, str] = {
     "im2col_scipy": "im2col, SciPy CSR",
     "vdbench": "vdbench",
 }
-TABLES = {"table1": "Table 1: error and compression", "speedup": "measured speedup", "runs": "every run"}
+TABLES = {
+    "table1": "Table 1: error and compression",
+    "runs": "every run",
+    "kept": "what language models are left with",
+    "speedup": "measured speedup",
+}
 FIGURES = {
     "error_vs_compression": "error against compression",
     "error_and_compression_by_width": "error and compression against width",
@@ -108,7 +113,9 @@ def error_name(experiment: Experiment) -> str:
 
 
 def tables(suite: Suite) -> list[str]:
-    return [*(["table1", "runs"] if suite.experiments else []), *(["speedup"] if timed(suite) else [])]
+    found = ["table1", "runs"] if suite.experiments else []
+    found += ["kept"] if any(e.model in LANGUAGE_MODELS for e in suite.experiments.values()) else []
+    return found + (["speedup"] if timed(suite) else [])
 
 
 def timed(suite: Suite) -> list[str]:

@@ -1,6 +1,7 @@
 """From trained weights to a pruned net: masks at the threshold, evaluation, the trade-off over thresholds."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ from vdbench.config import VARIATIONAL_METHODS, RunSpec, spec_sha256
 from vdbench.data import Dataset
 from vdbench.job import Job
 from vdbench.models import MODELS
-from vdbench.records import Control, CurvePoint, LayerHistogram, Record
-from vdbench.structure import LanguageModel, structure
+from vdbench.records import Control, CurvePoint, LayerHistogram, Record, Words
+from vdbench.structure import LanguageModel, structure, told_words
 from vdbench.tensors import load_state, state_sha256
 from vdbench.text import Text
 from vdbench.training import build_model, pick_device
@@ -104,6 +105,16 @@ def _control(dense: Record) -> Control:
     )
 
 
+def _left_of_language(model: nn.Module, data: Dataset | Text) -> dict[str, Any]:
+    """For the record of a language model: what it is left with."""
+    if not (isinstance(model, LanguageModel) and isinstance(data, Text)):
+        return {}
+    left = structure(model)
+    words = {"read": left.words_read(), "predicted": left.words_predicted()}
+    told = {kind: Words(**told_words(kept, data.vocabulary)) for kind, kept in words.items()}
+    return {"kept": left.counts(), "words": told}
+
+
 def prune(
     spec: RunSpec, *, suite: str, output: Path, data: Dataset | Text, weights: Path, control: Path | None = None
 ) -> Record:
@@ -154,7 +165,7 @@ def prune(
         size=size,
         layers=metrics.layers(model),
         multiply_adds=metrics.multiply_adds(model, data.example),
-        kept=structure(model).counts() if isinstance(model, LanguageModel) else {},
+        **_left_of_language(model, data),
         threshold=spec.threshold,
         curve=trade_off(model, data) if variational else [],
         log_alpha_histogram=log_alpha_histograms(model) if variational else [],

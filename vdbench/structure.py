@@ -5,6 +5,7 @@ output, and taking it out is exact. A word that is read matters if its embedding
 incoming weights are all zero is a constant of its unit and stays, as a bias.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,16 +47,21 @@ class Structure:
     output: Tensor
     bias: Tensor
 
-    def counts(self) -> dict[str, int]:
-        """What is left: `words_read`, whose embedding is not zero; `words_predicted`, whose logit is not constant;
-        `dimensions` of the embedding; `units` and `gates` that have weights, by layer."""
-        last = self.layers[-1].kept
+    def words_read(self) -> Tensor:
+        """Bool (words,): the words whose embedding is not zero."""
         if self.embedding is None:
             first = self.layers[0]
-            read = first.inputs[:, first.kept].any(dim=1).any(dim=0)
-        else:
-            read = self.embedding[:, self.dimensions].any(dim=1)
-        found = {"words_read": int(read.sum()), "words_predicted": int(self.output[:, last].any(dim=1).sum())}
+            return first.inputs[:, first.kept].any(dim=1).any(dim=0)
+        return self.embedding[:, self.dimensions].any(dim=1)
+
+    def words_predicted(self) -> Tensor:
+        """Bool (words,): the words whose logit is not constant."""
+        return self.output[:, self.layers[-1].kept].any(dim=1)
+
+    def counts(self) -> dict[str, int]:
+        """What is left: `words_read` and `words_predicted`; `dimensions` of the embedding; `units` and `gates` that
+        have weights, by layer."""
+        found = {"words_read": int(self.words_read().sum()), "words_predicted": int(self.words_predicted().sum())}
         if self.embedding is not None:
             found["dimensions"] = int(self.dimensions.sum())
         below = self.dimensions
@@ -65,6 +71,16 @@ class Structure:
             found[f"units_l{number}"], found[f"gates_l{number}"] = int(layer.kept.sum()), int(incoming.sum())
             below = layer.kept
         return found
+
+
+def told_words(kept: Tensor, vocabulary: Sequence[str], *, count: int = 12) -> dict[str, list[str]]:
+    """Of a vocabulary, most frequent words first: the most frequent that are not `kept`, and the least frequent that
+    are, `count` of each."""
+    left, dropped = kept.nonzero().flatten().tolist(), (~kept).nonzero().flatten().tolist()
+    return {
+        "frequent_dropped": [vocabulary[word] for word in dropped[:count]],
+        "rare_kept": [vocabulary[word] for word in reversed(left[-count:])],
+    }
 
 
 def structure(model: nn.Module) -> Structure:
