@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 import vdbench
-from vdbench import cli, collecting, config, data, metrics, planning, records, shipping
+from vdbench import cli, collecting, config, data, estimates, metrics, planning, records, shipping
+from vdbench.estimates import Past
 from vdbench.planning import Job
 
 ROOT = Path(__file__).parent.parent
@@ -350,9 +351,9 @@ def test_a_suite_of_untrained_nets_goes_all_the_way(empty, monkeypatch, capsys):
 def test_a_plan_learns_the_time_of_a_layer_from_the_same_layer():
     suite = factory.untrained_suite(backends=["torch_dense"])
     (here,) = [case for case in factory.all_records(suite) if case.run == ("conv", "density0.1", 0)]
-    assert planning.estimate("time", suite.spec_of("time", "conv", "density0.02", 0), [here])[0] == here.wall_s
+    assert Past([here]).seconds("time", suite.spec_of("time", "conv", "density0.02", 0))[0] == here.wall_s
     other = here.spec | {"arguments": {"channels": 8, "size": 8}}
-    assert "a guess" in planning.estimate("time", other, [here])[1]
+    assert "a guess" in Past([here]).seconds("time", other)[1]
 
 
 # Plans
@@ -394,19 +395,19 @@ def test_estimates_are_the_median_of_like_runs_this_cpu_first():
     suite = factory.suite()
     spec = suite.spec_of("train", "fc", "dense", 7)
     elsewhere = [factory.record(suite, "fc", "dense", 0, stage="train", wall_s=400.0)]
-    here = factory.provenance().model_copy(update={"cpu": planning.cpu_model()})
+    here = factory.provenance().model_copy(update={"cpu": estimates.cpu_model()})
     ours = [
         factory.record(suite, "fc", "dense", seed, stage="train", wall_s=wall_s, provenance=here)
         for seed, wall_s in enumerate([4.0, 8.0, 80.0])
     ]
     other_method = [factory.record(suite, "fc", "vd_warmup", 0, stage="train", wall_s=1.0, provenance=here)]
-    assert planning.estimate("train", spec, [*elsewhere, *ours, *other_method]) == (
+    assert Past([*elsewhere, *ours, *other_method]).seconds("train", spec) == (
         8.0,
         "2 s an epoch, median of 3 runs on this CPU",
     )
-    seconds, basis = planning.estimate("train", spec, [*elsewhere, *other_method])
+    seconds, basis = Past([*elsewhere, *other_method]).seconds("train", spec)
     assert seconds == 400.0 and "another CPU (Some CPU 9000)" in basis
-    assert "a guess" in planning.estimate("train", spec, other_method)[1]
+    assert "a guess" in Past(other_method).seconds("train", spec)[1]
 
 
 def simple_job(name, seconds, *after, alone=False):

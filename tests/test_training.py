@@ -119,7 +119,6 @@ def test_run_killed_at_any_moment_ends_as_an_undisturbed_one(method, model, proc
     assert len(history(disturbed)) == 5
     ours, theirs = (records.read(folder / "train.json") for folder in (disturbed, undisturbed))
     assert (ours.metrics, ours.weights_sha256, ours.status) == (theirs.metrics, theirs.weights_sha256, "ok")
-    assert not (disturbed / "resume.pt").exists()
 
 
 def test_resumed_run_does_not_repeat_finished_epochs(data, tmp_path, steps, monkeypatch, caplog):
@@ -130,6 +129,20 @@ def test_resumed_run_does_not_repeat_finished_epochs(data, tmp_path, steps, monk
     tiny.train(spec, tmp_path, data)
     assert steps.taken == 6
     assert "resumed after epoch 3" in caplog.text
+
+
+def test_finished_run_whose_results_were_taken_back_is_not_trained_again(data, tmp_path, steps):
+    spec = tiny.spec("vd_warmup", threshold=2.0)
+    first = tiny.train(spec, tmp_path, data)
+    taken = steps.taken
+    for name in ("train.json", "weights.pt", "history.csv"):  # as Snakemake does when another job of a group fails
+        (tmp_path / name).unlink()
+    again = tiny.train(spec, tmp_path, data)
+    assert steps.taken == taken > 0
+    assert (again.weights_sha256, again.metrics) == (first.weights_sha256, first.metrics)
+    assert again.wall_s >= first.wall_s
+    pruning.prune(spec, suite="tiny", output=tmp_path, data=data, weights=tmp_path / "weights.pt")
+    assert not (tmp_path / "resume.pt").exists()
 
 
 def test_checkpoints_are_rare_enough_to_cost_nothing(data, tmp_path, steps):

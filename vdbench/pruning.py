@@ -173,4 +173,5 @@ def prune(
         trained_sha256=trained.weights_sha256,
     )
     records.write(record, output / "prune.json")
+    (weights.parent / "resume.pt").unlink(missing_ok=True)  # nothing needs to be trained again
     return record

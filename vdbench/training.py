@@ -251,8 +251,10 @@ def train(
 ) -> Record:
     """Train one run and write `train.json`, `weights.pt` and `history.csv` into `output`.
 
-    A run that was killed goes on from `resume.pt`, which is removed at the end, and ends with the same weights, bit
-    for bit on a CPU, as one that was not. A checkpoint of another spec, code, input, thread count or device is ignored.
+    A run that was killed goes on from `resume.pt`, and ends with the same weights, bit for bit on a CPU, as one that
+    was not. The file stays until the run is pruned: a workflow that takes back what a finished job wrote, because
+    another job of its group failed, finds it all there again. A checkpoint of another spec, code, input, thread count
+    or device is ignored.
 
     Args:
         pretrained: dense weights, for vd_finetune and the baselines.
@@ -288,6 +290,8 @@ def train(
 
     with own_randomness(), denormals_are_zero():
         finished = run.run(save, progress)
+    if finished:
+        save(run.state())
     save_tensors(output / "weights.pt", run.good)
     _write_history(output / "history.csv", run.history)
     last = run.history[-1] if run.history else {}
@@ -303,5 +307,6 @@ def train(
         weights_sha256=state_sha256(run.good),
     )
     records.write(record, output / "train.json")
-    resume.unlink(missing_ok=True)
+    if not finished:
+        resume.unlink(missing_ok=True)
     return record

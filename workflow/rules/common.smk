@@ -5,8 +5,16 @@ import re
 import sys
 from pathlib import Path
 
-from vdbench import outputs
-from vdbench.config import Methods, SuiteError, canonical, load_suite, stage_versions
+from vdbench import estimates, outputs
+from vdbench.config import (
+    BASELINE_METHODS,
+    VARIATIONAL_METHODS,
+    Methods,
+    SuiteError,
+    canonical,
+    load_suite,
+    stage_versions,
+)
 
 
 def read_suite(files, settings):
@@ -31,6 +39,10 @@ if workflow.resource_settings.cores is None:
 SUITE, SUITE_FILE = read_suite(workflow.configfiles, workflow.config_settings.config)
 # The project's own runs of this suite, if it has any, are shown beside those of this machine.
 RECORDED = Path("results/recorded") / SUITE.suite
+# What a method's runs start from: nothing, dense nets, or nets whose sparsity they copy.
+LEVELS = (
+    {"dense": "dense"} | dict.fromkeys(VARIATIONAL_METHODS, "variational") | dict.fromkeys(BASELINE_METHODS, "baseline")
+)
 # What stands for the method of the nets that are not trained.
 nets = {re.escape(net) for case in SUITE.cases().values() for net in case.nets()}
 
@@ -47,16 +59,49 @@ def versions(stage):
     return lambda wildcards: canonical(stage_versions(stage, wildcards.get("method", "")))
 
 
+def spec_of(stage, wildcards):
+    return SUITE.spec_of(stage, wildcards.experiment, wildcards.method, int(wildcards.seed))
+
+
 def run_spec(wildcards):
-    return canonical(SUITE.run_spec(wildcards.experiment, wildcards.method, int(wildcards.seed)))
+    return canonical(spec_of("train", wildcards))
 
 
 def time_spec(wildcards):
-    return canonical(SUITE.spec_of("time", wildcards.experiment, wildcards.method, int(wildcards.seed)))
+    return canonical(spec_of("time", wildcards))
 
 
 def suite_spec(wildcards):
     return canonical(SUITE.model_dump(mode="json", exclude={"mirror"}))
+
+
+def memory(stage):
+    """Megabytes to ask for, from the peaks of the runs that the project ships; more at every retry."""
+    return lambda wildcards, attempt: estimates.shipped().megabytes_to_ask_for(
+        stage, spec_of(stage, wildcards), attempt
+    )
+
+
+def minutes(stage):
+    """The time limit to ask for, from how long the runs took that the project ships; more at every retry."""
+    return lambda wildcards, attempt: estimates.shipped().minutes_to_ask_for(stage, spec_of(stage, wildcards), attempt)
+
+
+def timed_threads():
+    """The cores that timing is given on a cluster; all of them are what the suite means by `all`."""
+    return max((count for count in SUITE.timing.threads if count != "all"), default=1)
+
+
+def submission(wildcards):
+    """What is sent to a cluster as one, where the profile says of how many runs with `group-components`: the training and
+    pruning of one run, or of several that take minutes. Those are of one level, for none may wait for one of its group.
+    """
+    if not workflow.group_settings.group_components:
+        return None
+    seconds, _ = estimates.shipped().seconds("train", spec_of("train", wildcards))
+    if seconds > estimates.SHORT_S:
+        return f"{wildcards.experiment}-{wildcards.method}-{wildcards.seed}"
+    return f"short_{LEVELS[wildcards.method]}"
 
 
 def data_report(wildcards):

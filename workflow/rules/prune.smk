@@ -8,12 +8,15 @@ rule prune:
         net="results/{suite}/{experiment}/{method}/seed{seed}/pruned.npz",
     log:
         "results/{suite}/{experiment}/{method}/seed{seed}/prune.log",
+    group:
+        submission
     conda:
         "../envs/vdbench.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=memory("prune"),
+        runtime=minutes("prune"),
+        gpu=1,
     params:
         spec=run_spec,
         versions=versions("prune"),

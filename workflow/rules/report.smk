@@ -24,6 +24,7 @@ rule table:
         table_files(),
     log:
         "results/{suite}/table.log",
+    localrule: True
     conda:
         "../envs/vdbench.yaml"
     params:
@@ -45,6 +46,7 @@ rule plot:
         figure_files(),
     log:
         "results/{suite}/plot.log",
+    localrule: True
     conda:
         "../envs/vdbench.yaml"
     params:

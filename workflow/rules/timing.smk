@@ -10,8 +10,9 @@ rule time_inference:
     # All the cores, so that nothing else runs meanwhile; the job sets its own number of threads.
     threads: workflow.cores
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=memory("time"),
+        runtime=minutes("time"),
+        cpus_per_task=timed_threads(),
     params:
         spec=time_spec,
         versions=versions("time"),

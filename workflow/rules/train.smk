@@ -12,12 +12,15 @@ rule pretrain:
         "results/{suite}/{experiment}/{method}/seed{seed}/train.log",
     wildcard_constraints:
         method="dense",
+    group:
+        submission
     conda:
         "../envs/vdbench.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=1440,
+        mem_mb=memory("train"),
+        runtime=minutes("train"),
+        gpu=1,
     params:
         spec=run_spec,
         versions=versions("train"),

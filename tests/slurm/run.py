@@ -1,0 +1,205 @@
+"""A suite through Slurm, on a Slurm of this machine's own: one training is cancelled on the way, and results are to
+equal those of a local run.
+
+    python tests/slurm/run.py [configs/smoke.yaml]
+
+Runs the suite here first, which does nothing where that has been done, and then from an empty folder on Slurm. Installs
+slurm-wlm and munge from the distribution if they are not there; says that it is skipped, and why, where that cannot be.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import cluster
+
+from vdbench import records
+from vdbench.config import Suite, load_suite
+
+ROOT = Path(__file__).parent.parent.parent
+PROFILE = "workflow/profiles/slurm"
+# This Slurm knows no accounts and has one partition; jobs that take seconds are asked after every few seconds.
+HERE = ["--default-resources", "slurm_account=test", "slurm_partition=cpu", "--latency-wait=10"]
+HERE += ["--slurm-status-command=squeue", "--slurm-init-seconds-before-status-checks=3"]
+RESULTS_THAT_TIME_DECIDES = ("speed", "runs")  # tables with seconds in them
+
+
+class Cancelling(threading.Thread):
+    """Cancels one training job as soon as there is a checkpoint that it can go on from."""
+
+    def __init__(self, results: Path, environment: dict[str, str]) -> None:
+        super().__init__(daemon=True)
+        self.results, self.environment = results, environment
+        self.done: Path | None = None  # the folder of the run whose job was cancelled
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.1):
+            for checkpoint in self.results.glob("*/*/seed*/resume.pt"):
+                if (checkpoint.parent / "weights.pt").exists():  # what is there is all of it
+                    continue
+                job = self._job_of(checkpoint.parent)
+                if job:
+                    subprocess.run(["scancel", job], env=self.environment, check=True)
+                    self.done = checkpoint.parent
+                    print(f"cancelled job {job}, which trained {self.done}", flush=True)
+                    return
+
+    def _job_of(self, folder: Path) -> str | None:
+        """The Slurm job that trains in a folder, from the environment of its process."""
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                variables = (process / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"train" in words and os.fsencode(folder.relative_to(self.results.parents[1])) in words:
+                found = [value.partition(b"=")[2] for value in variables if value.startswith(b"SLURM_JOB_ID=")]
+                if found:
+                    return found[0].decode()
+        return None
+
+
+def checkout(folder: Path, suite_file: Path) -> None:
+    """What a run needs of this checkout, in a folder without results."""
+    for name in ("workflow", "vdbench", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pyc", "__pycache__"))
+    shutil.copyfile(ROOT / "Snakefile", folder / "Snakefile")
+    shutil.copytree(ROOT / "results/recorded", folder / "results/recorded")
+    shutil.copyfile(suite_file, folder / "suite.yaml")
+
+
+def snakemake(folder: Path, environment: dict[str, str], *arguments: str) -> str:
+    """What Snakemake says; it runs in a session of its own, and what is left of that goes with us."""
+    command = [sys.executable, "-m", "snakemake", "--nocolor", *arguments]
+    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    said = []
+    try:
+        assert process.stdout
+        for line in process.stdout:
+            said.append(line)
+            if "Finished job" in line or "submitted" in line or "Error" in line or "restart" in line:
+                print(f"  {line.rstrip()}", flush=True)
+        if process.wait():
+            raise SystemExit(f"{' '.join(command)} failed:\n{''.join(said[-100:])}")
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)  # upon which it cancels its jobs; SIGTERM would wait for them
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return "".join(said)
+
+
+def differences(suite: Suite, ours: Path, local: Path) -> list[str]:
+    """What is not as in the local run: weights, tables, records that are missing."""
+    found = []
+    for stage, *run in suite.jobs():
+        name = f"{'/'.join(map(str, run))} {stage}"
+        (here, why), (there, _) = (records.find(folder, suite, stage, *run) for folder in (ours, local))
+        if here is None or there is None or why:
+            found.append(f"{name}: no record, or a stale one")
+        elif here.weights_sha256 != there.weights_sha256 or here.metrics != there.metrics:
+            found.append(
+                f"{name}: {here.weights_sha256} {here.metrics}, locally {there.weights_sha256} {there.metrics}"
+            )
+    for table in sorted((local / "tables").iterdir()):
+        if not table.stem.startswith(RESULTS_THAT_TIME_DECIDES):
+            made = ours / "tables" / table.name
+            if not made.exists() or made.read_bytes() != table.read_bytes():
+                found.append(f"{made}: not as in the local run")
+    return found
+
+
+def overlapping(suite: Suite, results: Path) -> list[str]:
+    """Timing jobs during which another job ran."""
+    spans = []
+    for stage, *run in suite.jobs():
+        record = records.find(results, suite, stage, *run)[0]
+        if record is not None:
+            log = records.run_folder(results, *run) / f"{stage}.json"
+            ended = log.stat().st_mtime
+            spans.append((stage, f"{'/'.join(map(str, run))} {stage}", ended - record.wall_s, ended))
+    return [
+        f"{name} was timed while {other} ran"
+        for stage, name, start, end in spans
+        if stage == "time"
+        for _, other, begun, over in spans
+        if other != name and begun < end - 0.5 and over > start + 0.5
+    ]
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("suite", type=Path, nargs="?", default=ROOT / "configs/smoke.yaml")
+    arguments.add_argument("--cpus", type=int, default=os.cpu_count() or 1, help="of the node (default: %(default)s)")
+    args = arguments.parse_args()
+    suite_file = args.suite.resolve()
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))
+    try:
+        cluster.install()
+    except cluster.Unavailable as reason:
+        print(f"skipped: the suite was not run on Slurm: {reason}")
+        return 0
+    suite, began = load_suite(suite_file), time.monotonic()
+    local = ROOT / "results" / suite.suite
+    print(f"local run of {suite.suite}", flush=True)
+    snakemake(ROOT, dict(os.environ), f"--cores={args.cpus}", "--configfile", str(suite_file))
+    with tempfile.TemporaryDirectory(prefix="vdbench-suite.") as name:
+        folder = Path(name)
+        checkout(folder, suite_file)
+        results = folder / "results" / suite.suite
+        memory_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
+        with cluster.running(args.cpus, memory_mb) as environment:
+            print(f"Slurm is up; {suite.suite} on it", flush=True)
+            cancelling = Cancelling(results, environment)
+            cancelling.start()
+            try:
+                said = snakemake(
+                    folder, environment, "--workflow-profile", PROFILE, *HERE, "--configfile", "suite.yaml"
+                )
+            finally:
+                cancelling.ended.set()
+                cancelling.join()
+        submissions = said.count("has been submitted with SLURM jobid")
+        problems = differences(suite, results, local) + overlapping(suite, results)
+        if cancelling.done is None:
+            problems.append("no training was cancelled: none left a checkpoint before it ended")
+        elif "resumed after epoch" not in (cancelling.done / "train.log").read_text():
+            problems.append(f"{cancelling.done} was trained from the start again after its job had been cancelled")
+        else:
+            resumed = (cancelling.done / "train.log").read_text().splitlines()[0]
+            print(f"{cancelling.done.relative_to(results)}: {resumed}")
+        if "Nothing to be done" not in snakemake(
+            folder, dict(os.environ), "--cores", "1", "--configfile", "suite.yaml"
+        ):
+            problems.append("a local run after that on Slurm has something to do")
+    print("\n".join(problems))
+    if problems:
+        return 1
+    jobs = len(list(suite.jobs()))
+    print(f"{jobs} jobs in {submissions} submissions, equal to the local run's, in {time.monotonic() - began:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
