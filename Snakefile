@@ -25,6 +25,4 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        expand(rules.collect.output, suite=SUITE.suite),
-        expand(rules.table.output, suite=SUITE.suite),
-        expand(rules.plot.output, suite=SUITE.suite),
+        everything(),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vdbench import cli, data, metrics, netfile, records, shipping, tables
+from vdbench import cli, costs, data, metrics, netfile, records, shipping, tables
 from vdbench.config import BASELINE_METHODS, load_suite
 from vdbench.pruning import load_net
 from vdbench.sparse import SparseModule
@@ -48,6 +48,11 @@ def test_readme_shows_the_recorded_speeds():
         parts += [tables.speeds(suite, {"recorded": timed}, name) for name in names]
     assert shown
     assert shown[1] == "\n\n".join(parts) + "\n"
+
+
+def test_the_page_on_clusters_shows_what_the_recorded_runs_took():
+    page = (ROOT / costs.PAGE).read_text(encoding="utf-8")
+    assert costs.shown(page) == costs.render(ROOT) != ""
 
 
 def test_shipped_nets_have_the_weights_that_their_records_count(found):

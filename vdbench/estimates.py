@@ -52,14 +52,14 @@ _ROUND_MINUTES, _ROUND_MB = 5, 100
 
 
 class Past:
-    """Finished runs, found by what they were runs of."""
+    """Finished runs, found by what they were runs of; `cpu` is the processor whose times are asked for."""
 
-    def __init__(self, finished: Iterable[Record]) -> None:
+    def __init__(self, finished: Iterable[Record], cpu: str | None = None) -> None:
         self._alike: dict[tuple[str, ...], list[Record]] = defaultdict(list)
         for record in finished:
             self._alike[_kind(record.stage, record.spec | {"method": record.method})].append(record)
         self._seconds: dict[tuple[Any, ...], tuple[float, str]] = {}
-        self._cpu = cpu_model()
+        self._cpu = cpu or cpu_model()
 
     def alike(self, stage: str, spec: dict) -> list[Record]:
         """Runs of the same stage, net and data; of training, by the same method, and of a layer, of the same sizes."""

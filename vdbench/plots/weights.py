@@ -112,7 +112,8 @@ def _inputs(view: View, shown: Sequence[tuple[Record, np.ndarray]]) -> Figure:
     figure = Figure(figsize=_size(shown))
     axes = figure.subplots(1, len(shown), squeeze=False).ravel()
     # a few pixels with many weights would leave all others dark: they share the last colour
-    top = max(2.0, np.percentile(np.concatenate([count[count > 0] for count in counts]), 99))
+    used = np.concatenate([count[count > 0] for count in counts])
+    top = max(2.0, np.percentile(used, 99)) if used.size else 2.0
     beyond = "max" if max(count.max() for count in counts) > top else "neither"
     image = None
     for axis, (record, _), count in zip(axes, shown, counts, strict=True):

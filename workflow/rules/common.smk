@@ -157,6 +157,12 @@ def histories_and_nets(wildcards):
     ]
 
 
+def everything():
+    """What a run of the suite is for."""
+    files = ["results/{suite}/collected.csv", *table_files(), *figure_files()]
+    return [str(file).format(suite=SUITE.suite) for file in files]
+
+
 def table_files():
     return [
         file
