@@ -311,3 +311,25 @@ def test_a_suite_is_one_file_and_what_it_says(fresh):
     both = fresh.snakemake("--dry-run", "--configfile", "configs/smoke.yaml", "tiny.yaml", suite="")
     assert both.returncode == 1
     assert "one suite at a time" in both.stdout
+
+
+def test_on_slurm_runs_of_minutes_share_a_submission_and_no_cpu_job_asks_for_a_gpu(fresh):
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    fresh.write(FULL)
+    done = fresh.snakemake("--dry-run", "--workflow-profile", "workflow/profiles/slurm", cores="")
+    assert done.returncode == 0, done.stdout
+    groups = re.findall(r"Group job (\w+) ", done.stdout)
+    assert sorted(groups) == ["short_baseline", "short_dense", "short_variational"]
+    assert "gpu=0" in done.stdout and "gpu=1" not in done.stdout
+    timed = re.search(r"rule time_inference:.*?resources: ([^\n]*)", done.stdout, re.DOTALL)
+    assert timed and "slurm_extra=--exclusive" in timed[1] and "cpus_per_task=1" in timed[1]
+
+
+def test_on_kubernetes_every_file_is_found_in_the_volume(fresh):
+    for plugin in ("snakemake_executor_plugin_kubernetes", "snakemake_storage_plugin_fs"):
+        pytest.importorskip(plugin)
+    profile = ["--workflow-profile", "workflow/profiles/kubernetes", "--default-storage-prefix", str(fresh.folder)]
+    done = fresh.snakemake("--dry-run", *profile, cores="")
+    assert done.returncode == 0, done.stdout
+    trained = re.search(r"rule pretrain:.*?resources: ([^\n]*)", done.stdout, re.DOTALL)
+    assert trained and "gpu=1, gpu_manufacturer=nvidia" in trained[1]

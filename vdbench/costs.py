@@ -1,4 +1,4 @@
-"""What the recorded runs took, and what a reproduction with five seeds takes on so many nodes: a part of docs/cluster.md.
+"""What the recorded runs took, and what a reproduction with five seeds takes on some nodes: part of docs/cluster.md.
 
 `python -m vdbench.costs` writes it there.
 """
@@ -78,8 +78,8 @@ def _reproduction(file: str, suite: Suite, found: Sequence[Record]) -> str:
     rows = [[nodes, f"{planning.makespan(one_a_node, nodes) / 3600:.1f}"] for nodes in NODES]
     total = sum(job.seconds for job in planned) / 3600
     told = (
-        f"All of `{file}` with {SEEDS} seeds of every method is {len(planned)} jobs besides the tables and figures, and {total:.1f} hours of work; on"
-        " nodes that run one job at a time, not counting the time in the queue:"
+        f"All of `{file}` with {SEEDS} seeds of every method is {len(planned)} jobs besides the tables and figures, and"
+        f" {total:.1f} hours of work; on nodes that run one job at a time, not counting the time in the queue:"
     )
     return f"{told}\n\n{_table(rows, ['nodes', 'hours'])}"
 
