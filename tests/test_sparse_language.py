@@ -108,10 +108,10 @@ def test_what_is_left_is_counted_by_hand():
 
 def test_words_are_told_by_how_frequent_they_are():
     told = told_words(
-        torch.tensor([True, False, True, False, False, True]), ["the", "of", "and", "a", "to", "in"], count=2
+        torch.tensor([True, False, True, False, False, True]), ("the", "of", "and", "a", "to", "in"), count=2
     )
     assert told == {"frequent_dropped": ["of", "a"], "rare_kept": ["in", "and"]}
-    every = told_words(torch.ones(2, dtype=torch.bool), ["the", "of"])
+    every = told_words(torch.ones(2, dtype=torch.bool), ("the", "of"))
     assert every == {"frequent_dropped": [], "rare_kept": ["of", "the"]}
 
 
