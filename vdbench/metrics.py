@@ -74,7 +74,7 @@ def compression_ratio(total: int, nonzero: int) -> float:
 
 
 def sparsity(model: nn.Module) -> float:
-    """Zeros / total over the weights of all linear and convolutional layers."""
+    """Zeros / total over the weights of all layers, biases left out."""
     return size(model).sparsity
 
 

@@ -128,12 +128,15 @@ def prune(
         control: prune record of the dense net the run is compared with; None for the dense run itself.
 
     Raises:
-        RecordError: an input cannot be read, or the weights belong to another spec.
+        RecordError: an input cannot be read, or the weights belong to another spec or to data of the user's that
+            have changed since.
     """
     job, content = Job("prune", spec, suite), spec.content()
     trained = records.read(weights.parent / "train.json")
     if trained.spec_sha256 != spec_sha256(content):
         raise records.RecordError(f"{weights} was trained under another spec than this job's; rerun its training")
+    if "data" in trained.inputs and trained.inputs["data"] != data.sha256():
+        raise records.RecordError(f"{spec.dataset} has changed since {weights} was trained on it; rerun its training")
     device = pick_device()
     model = build_model(spec, data.num_classes, pretrained=None)
     load_state(model, weights)

@@ -24,6 +24,12 @@ LEGEND = [
 ]
 
 
+def _held_out(experiment: Experiment) -> str:
+    if outputs.measure(experiment) == "perplexity":
+        return f"{experiment.validation_size:,} words of a validation text"
+    return f"{experiment.validation_size:,} held-out training images"
+
+
 def document(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]]) -> Document:
     results = gather(suite, sources)
     rows, sections, remarks = [], [], []
@@ -42,8 +48,8 @@ def document(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]])
             sections.append(Section(f"{title}: what others report for Sparse VD", _others(others)))
         if experiment.validation_size:
             remarks.append(
-                f"{name}: validation error on {experiment.validation_size} held-out training images, not comparable "
-                "with published test errors, so none is shown beside it."
+                f"{name}: {outputs.error_name(experiment)} on {_held_out(experiment)}, not comparable with published "
+                "results on test sets, so none is shown beside it."
             )
         elif not paper:
             remarks.append(
