@@ -67,7 +67,7 @@ def test_an_empty_figure_states_its_reason():
     assert "no data: nobody ran it" in [text.get_text() for text in style.empty("log_alpha_fc", "nobody ran it").texts]
 
 
-def test_every_net_curve_and_theirspoint_is_drawn(suite, results):
+def test_every_net_curve_and_published_point_is_drawn(suite, results):
     figure = plots.FIGURES["error_vs_compression"](view(suite, results))
     lines = figure.axes[0].get_lines()
     points = {(float(x), float(y)) for line in lines for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)}
@@ -123,7 +123,7 @@ def test_a_logarithmic_axis_has_ticks_to_read_it_by(limits, ticks):
 
 
 @pytest.mark.parametrize("changes", [{"dataset": "digits"}, {"validation_size": 10_000}])
-def test_theirspoints_are_not_drawn_where_they_do_not_compare(changes):
+def test_published_points_are_not_drawn_where_they_do_not_compare(changes):
     suite = factory.suite(fc=factory.experiment(**changes))
     made = factory.all_records(suite)
     figure = plots.FIGURES["error_vs_compression"](plots.view(suite, "fc", {HERE: made}, {}))
@@ -296,7 +296,7 @@ def vgg(tmp_path_factory):
     return suite, (folder, made)
 
 
-def test_widths_are_drawn_over_what_is_theirsand_the_lossy_data_set_is_named(vgg):
+def test_widths_are_drawn_over_what_is_published_and_the_lossy_data_set_is_named(vgg):
     suite, results = vgg
     views = [view(suite, results, name) for name in suite.experiments]
     (part,) = plots.FIGURES["error_and_compression_by_width"](*views).subfigs
@@ -312,7 +312,7 @@ def test_widths_are_drawn_over_what_is_theirsand_the_lossy_data_set_is_named(vgg
     assert len(error.containers) == 3 and len(compression.containers) == 2  # the dense net is not compressed
 
 
-def test_nothing_theirsis_drawn_beside_validation_errors(vgg):
+def test_nothing_published_is_drawn_beside_validation_errors(vgg):
     suite, (folder, _) = vgg_suite(validation_size=100), vgg[1]
     shown = view(suite, (folder, factory.all_records(suite)), "quarter")
     (part,) = plots.FIGURES["error_and_compression_by_width"](shown).subfigs
@@ -343,7 +343,7 @@ def test_every_layer_of_a_deep_net_is_shown(vgg):
     assert len({handle.get_color() for handle in handles}) == len(layers)
 
 
-def test_our_curves_are_drawn_over_theirsones(tmp_path):
+def test_our_curves_are_drawn_over_published_ones(tmp_path):
     methods = {"dense": {"epochs": 2}, "vd_warmup": {"epochs": 3}}
     net = {"dataset": "ptb", "model": "rnnlm_lstm_onehot", "seeds": [0], "match": "vd_warmup", "methods": methods}
     suite = parse_suite({"suite": "words", "experiments": {"lstm": net}}, "a test")

@@ -137,7 +137,7 @@ def figures(suite: Suite) -> dict[str, tuple[str, list[str]]]:
         kinds = ["training_curves", *(["published_curves"] if published.curves(experiment) else [])]
         if set(VARIATIONAL_METHODS) & set(experiment.present_methods()):
             kinds += ["log_alpha"] if experiment.model in LANGUAGE_MODELS else ["log_alpha", "first_layer"]
-            kinds += ["layers_left"] if name in widths else []
+            kinds += ["layers_left"] if name in widths or experiment.model in LANGUAGE_MODELS else []
         if experiment.timed:
             kinds += ["time_per_image"]
         found |= {f"{kind}_{name}": (kind, [name]) for kind in kinds}

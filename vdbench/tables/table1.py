@@ -16,8 +16,8 @@ LEGEND = [
     "Every result of ours is of the last epoch: mean ± sample standard deviation over n seeds, with the 95 % "
     "percentile bootstrap interval of the mean, which at n of 3 to 5 covers less than it says. Published numbers are "
     "single values; their authors give no spread.",
-    "Compression = weights / weights that are not zero, mean over seeds of the ratio; biases are not counted. "
-    "Theoretical speedup = multiply-adds / multiply-adds left.",
+    "Compression = weights / weights that are not zero, mean over seeds of the ratio; biases are not counted, weights "
+    "of units that no longer matter are. Theoretical speedup = multiply-adds / multiply-adds left.",
     "Against the paper, for the two variational methods: our mean error minus its error, in percentage points, and our "
     "mean compression over its compression. Against dense: error minus that of the dense net of the same seed, in "
     "percentage points, mean ± sample standard deviation of the paired differences.",
