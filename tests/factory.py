@@ -27,6 +27,7 @@ from vdbench.records import (
 SHAPES = {
     "lenet300100": {"fc1": [300, 784], "fc2": [100, 300], "fc3": [10, 100]},
     "lenet5": {"conv1": [20, 1, 5, 5], "conv2": [50, 20, 5, 5], "fc1": [500, 800], "fc2": [10, 500]},
+    "rnnlm_lstm_onehot": {"rnn.weight_ih_l0": [1024, 10000], "rnn.weight_hh_l0": [1024, 256], "output": [10000, 256]},
     "rnnlm_lstm_200": {"embedding": [2000, 200], "rnn.weight_ih_l0": [800, 200], "output": [2000, 200]},
 }
 for _name, _width in VGG_WIDTHS.items():

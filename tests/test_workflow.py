@@ -326,10 +326,10 @@ def test_on_slurm_runs_of_minutes_share_a_submission_and_no_cpu_job_asks_for_a_g
 
 
 def test_on_kubernetes_every_file_is_found_in_the_volume(fresh):
-    for plugin in ("snakemake_executor_plugin_kubernetes", "snakemake_storage_plugin_fs"):
-        pytest.importorskip(plugin)
+    plugins = [pytest.importorskip(f"snakemake_{name}") for name in ("executor_plugin_kubernetes", "storage_plugin_fs")]
+    beside = str(Path(plugins[0].__file__).parents[1])
     profile = ["--workflow-profile", "workflow/profiles/kubernetes", "--default-storage-prefix", str(fresh.folder)]
-    done = fresh.snakemake("--dry-run", *profile, cores="")
+    done = fresh.snakemake("--dry-run", *profile, cores="", path=beside)
     assert done.returncode == 0, done.stdout
     trained = re.search(r"rule pretrain:.*?resources: ([^\n]*)", done.stdout, re.DOTALL)
     assert trained and "gpu=1, gpu_manufacturer=nvidia" in trained[1]

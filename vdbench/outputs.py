@@ -1,5 +1,6 @@
 """Which tables and figures a suite ends in, and what readers see things called; a workflow imports it for nothing."""
 
+from vdbench import published
 from vdbench.config import VARIATIONAL_METHODS, VGG_WIDTHS, Experiment, Suite
 from vdbench.config_timing import RANDOM_MASKS, Backend, SyntheticConvolution, SyntheticLinear, SyntheticNet
 
@@ -55,6 +56,7 @@ FIGURES = {
     "error_vs_compression": "error against compression",
     "error_and_compression_by_width": "error and compression against width",
     "training_curves": "training curves",
+    "published_curves": "training curves over published ones",
     "log_alpha": "log α after training",
     "first_layer": "what the first layer kept",
     "layers_left": "what is left of each layer",
@@ -132,10 +134,10 @@ def figures(suite: Suite) -> dict[str, tuple[str, list[str]]]:
     if widths:
         found["error_and_compression_by_width"] = ("error_and_compression_by_width", widths)
     for name, experiment in suite.experiments.items():
-        kinds = ["training_curves"]
+        kinds = ["training_curves", *(["published_curves"] if published.curves(experiment) else [])]
         if set(VARIATIONAL_METHODS) & set(experiment.present_methods()):
             kinds += ["log_alpha"] if experiment.model in LANGUAGE_MODELS else ["log_alpha", "first_layer"]
-            kinds += ["layers_left"] if name in widths else []
+            kinds += ["layers_left"] if name in widths or experiment.model in LANGUAGE_MODELS else []
         if experiment.timed:
             kinds += ["time_per_image"]
         found |= {f"{kind}_{name}": (kind, [name]) for kind in kinds}

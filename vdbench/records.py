@@ -150,7 +150,7 @@ class Record(_Part):
     history: str | None = Field(None, description="name of the CSV file beside the record, one row an epoch")
     inputs: dict[str, str] = Field(
         {},
-        description="of training: hashes of the `pretrained` and `matched` nets' weights, of the user's own `images`",
+        description="of training: hashes of the `pretrained` and `matched` nets' weights, of the user's own `data`",
     )
     weights_sha256: str | None = None
     trained_sha256: str | None = Field(None, description="of the trained weights that a pruned net was made from")

@@ -5,7 +5,6 @@ output, and taking it out is exact. A word that is read matters if its embedding
 incoming weights are all zero is a constant of its unit and stays, as a bias.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,24 +72,23 @@ class Structure:
         return found
 
 
-def told_words(kept: Tensor, vocabulary: Sequence[str], *, count: int = 12) -> dict[str, list[str]]:
+def told_words(kept: Tensor, vocabulary: tuple[str, ...], *, count: int = 12) -> dict[str, list[str]]:
     """Of a vocabulary, most frequent words first: the most frequent that are not `kept`, and the least frequent that
     are, `count` of each."""
-    left, dropped = kept.nonzero().flatten().tolist(), (~kept).nonzero().flatten().tolist()
-    return {
-        "frequent_dropped": [vocabulary[word] for word in dropped[:count]],
-        "rare_kept": [vocabulary[word] for word in reversed(left[-count:])],
-    }
+    left, dropped = ([vocabulary[k] for k in mask.nonzero().flatten().tolist()] for mask in (kept, ~kept))
+    return {"frequent_dropped": dropped[:count], "rare_kept": left[::-1][:count]}
 
 
 def structure(model: nn.Module) -> Structure:
     """What a language model is made of and left with, in eval mode.
 
     Raises:
-        ValueError: the model is not one of `language`.
+        ValueError: the model is not one of `language`, or its recurrent layer is neither an LSTM nor a tanh RNN.
     """
     if not isinstance(model, LanguageModel):
         raise ValueError(f"{type(model).__name__} is not a language model of vdbench: it is RNNLM or OneHotRNNLM")
+    if model.rnn.mode not in GATES:
+        raise ValueError(f"a recurrent layer of kind {model.rnn.mode}: there are {' and '.join(GATES)}")
     rnn, weights = model.rnn, {name: weight.cpu() for name, weight in metrics.weights(model).items()}
     gates, units = GATES[rnn.mode], rnn.hidden_size
     matters = weights["output"].any(dim=0)

@@ -31,6 +31,7 @@ from vdbench.data import OWN_DATA, Dataset
 from vdbench.job import Job
 from vdbench.language import LANGUAGE_MODELS
 from vdbench.models import MODELS, set_dropout
+from vdbench.posterior import variance_dtype
 from vdbench.process import denormals_are_zero, own_randomness
 from vdbench.records import Record
 from vdbench.schedules import derived_seed, kl_weight, learning_rate
@@ -254,7 +255,7 @@ def train(
     A run that was killed goes on from `resume.pt`, and ends with the same weights, bit for bit on a CPU, as one that
     was not. The file stays until the run is pruned: a workflow that takes back what a finished job wrote, because
     another job of its group failed, finds it all there again. A checkpoint of another spec, code, input, thread count
-    or device is ignored.
+    or device, or from a processor that computes variances in another type, is ignored.
 
     Args:
         pretrained: dense weights, for vd_finetune and the baselines.
@@ -270,9 +271,10 @@ def train(
     identity = {
         "spec": spec_sha256(spec.content()),
         "code": job.code.digest,
-        "inputs": [*(file_sha256(path) for path in (pretrained, matched) if path), run.inputs.get("images", "")],
+        "inputs": [*(file_sha256(path) for path in (pretrained, matched) if path), run.inputs.get("data", "")],
         "threads": torch.get_num_threads(),
         "device": device,
+        "variance_dtype": variance_dtype(device),
         "torch": str(torch.__version__),
     }
     resume, seconds_before = output / "resume.pt", 0.0
