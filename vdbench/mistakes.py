@@ -1,6 +1,7 @@
-"""What is wrong with a suite file or a spec, in words that its writer can act on."""
+"""What is wrong with a suite file, a spec or a disk, in words that can be acted on."""
 
 import difflib
+import errno
 import re
 from typing import Any, get_args
 
@@ -32,3 +33,20 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_section, get_args(annotation))), None)
+
+
+_MAKE_ROOM = "make room there and run the same command again: what is finished is kept"
+_MAKE_WRITABLE = "make it writable and run the same command again, or name another folder: what is finished is kept"
+_REMEDIES = {errno.ENOSPC: _MAKE_ROOM, errno.EDQUOT: _MAKE_ROOM, errno.EFBIG: _MAKE_ROOM}
+_REMEDIES |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _MAKE_WRITABLE)
+
+
+def in_one_line(error: BaseException) -> str:
+    """What went wrong, with what to do about it where that is known."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        remedy = _REMEDIES.get(error.errno or 0)
+        return f"{error.filename}: {error.strerror}" + (f"; {remedy}" if remedy else "")
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    text = " ".join(str(error).split())
+    return text if type(error).__module__.startswith("vdbench.") and text else f"{type(error).__name__}: {text}"

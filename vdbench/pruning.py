@@ -126,6 +126,8 @@ def prune(
     device = pick_device()
     model = build_model(spec, data.num_classes, pretrained=None)
     load_state(model, weights)
+    if state_sha256(model.state_dict()) != trained.weights_sha256:
+        raise records.RecordError(f"{weights} holds other weights than train.json beside it is of; rerun its training")
     model.to(device).eval()
     data = data.to(device)
     evaluated = tasks.evaluate(model, data)

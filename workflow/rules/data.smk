@@ -11,4 +11,4 @@ rule fetch:
         versions=versions("data"),
         mirror=mirror,
     shell:
-        "vdbench fetch {wildcards.dataset:q} --output {output:q} {params.mirror:q} > {log:q} 2>&1"
+        "vdbench fetch {wildcards.dataset:q} --output {output:q} {params.mirror:q} --log {log:q}"
