@@ -44,8 +44,8 @@ _REMEDIES |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _MAKE_WRITA
 def in_one_line(error: BaseException) -> str:
     """What went wrong, with what to do about it where that is known."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        remedy = _REMEDIES.get(error.errno or 0)
-        return f"{error.filename}: {error.strerror}" + (f"; {remedy}" if remedy else "")
+        remedy, path = _REMEDIES.get(error.errno or 0), error.filename2 or error.filename  # of two, the one written to
+        return f"{path}: {error.strerror}" + (f"; {remedy}" if remedy else "")
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     text = " ".join(str(error).split())
