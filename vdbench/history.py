@@ -2,9 +2,12 @@
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vdbench.records import atomic_write
+from vdbench.records import RecordError, atomic_write
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def _seconds_left(history: list[dict[str, float]], epochs: int) -> float:
@@ -40,3 +43,19 @@ def write(path: Path, history: list[dict[str, float]]) -> None:
         writer = csv.DictWriter(file, list(history[0]) if history else ["epoch"])
         writer.writeheader()
         writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in history)
+
+
+def read(path: Path) -> "pd.DataFrame":
+    """What `write` wrote: one row an epoch, all of them numbers. Raises RecordError."""
+    import pandas as pd
+
+    try:
+        found = pd.read_csv(path, dtype=float)
+        if "epoch" not in found.columns:
+            raise ValueError("no column epoch")
+    except Exception as error:  # as many kinds as there are ways not to be a table of numbers
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RecordError(
+            f"{path}: not the history of a training ({reason}); delete train.json beside it and rerun its job"
+        ) from None
+    return found

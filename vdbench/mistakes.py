@@ -3,9 +3,19 @@
 import difflib
 import errno
 import re
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Of a file that cannot be right if it is larger than `limit` bytes, and is then not read. Raises OSError."""
+    with path.open("rb") as file:
+        read = file.read(limit + 1)
+    if len(read) > limit:
+        raise OSError(errno.EFBIG, f"larger than the {limit >> 20} MiB that such a file never reaches", str(path))
+    return read
 
 
 def explain(error: ValidationError, where: str, kind: type[BaseModel]) -> str:

@@ -11,9 +11,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vdbench.config import Suite, spec_sha256, stage_versions
+from vdbench.mistakes import read_bounded
 
 RESULT_VERSION = 1
 STAGES = ("train", "prune", "time")
+LARGEST = 64 << 20  # bytes of a record's file
 PART = ".part"  # how the names of files end that are not yet in their place
 
 
@@ -140,7 +142,9 @@ class Record(_Part):
     missing_backends: dict[str, str] = {}
     work: Work | None = None
     limits: dict[str, float] = Field({}, description="of one core, GFLOP/s, by where an operand comes from")
-    history: str | None = Field(None, description="name of the CSV file beside the record, one row an epoch")
+    history: str | None = Field(
+        None, pattern=r"^[\w.-]+$", description="name of the CSV file beside the record, one row an epoch"
+    )
     inputs: dict[str, str] = Field(
         {},
         description="of training: hashes of the `pretrained` and `matched` nets' weights, of the user's own `images`",
@@ -203,13 +207,13 @@ def write(record: Record, path: Path) -> None:
 def read(path: Path) -> Record:
     """Read one record. Raises RecordError naming the file and what is wrong with it."""
     try:
-        record = Record.model_validate_json(path.read_bytes())
+        record = Record.model_validate_json(read_bounded(path, LARGEST))
     except FileNotFoundError:
         raise RecordError(f"{path}: no such record; run the job that makes it") from None
     except OSError as error:
         raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RecordError(f"{path}: not a record ({where}: {first['msg']}); delete it and rerun its job") from None
     if spec_sha256(record.spec) != record.spec_sha256:

@@ -81,5 +81,5 @@ def load(path: Path) -> tuple[Graph, dict[str, Plan], str]:
             ops.append(kind(**given))
         plans = {key: Plan.from_json(plan) for key, plan in meta["plans"].items()}
         return Graph(tuple(ops), dict(meta["removed"])), plans, str(meta["machine"])
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise netfile.NetFileError(f"{path}: not a compiled net ({error!r}); compile the model again") from None
