@@ -292,7 +292,7 @@ def load_suite(path: Path) -> Suite:
         known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.yaml"))) or "none in ./configs"
         raise SuiteError(f"{path}: no such suite file (there are: {known})") from None
     except OSError as error:
-        raise SuiteError(f"{path}: cannot be read: {error.strerror}") from None
+        raise SuiteError(f"{path}: cannot be read ({error.strerror}); name a suite file") from None
     except Exception as error:  # tags and nesting bring out whatever the constructors of YAML's types raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SuiteError(f"{path}: cannot be read as YAML: {reason}; correct it there") from None

@@ -50,8 +50,10 @@ def read(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        found = pd.read_csv(path, dtype=float)
-        if "epoch" not in found.columns:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file, strict=True)
+        found = pd.DataFrame([dict(zip(header, map(float, row), strict=True)) for row in rows], columns=header)
+        if "epoch" not in header:
             raise ValueError("no column epoch")
     except Exception as error:  # as many kinds as there are ways not to be a table of numbers
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+MOST_LINES = 30
+
 
 def read_bounded(path: Path, limit: int) -> bytes:
     """Of a file that cannot be right if it is larger than `limit` bytes, and is then not read. Raises OSError."""
@@ -28,7 +30,8 @@ def explain(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
             close = difflib.get_close_matches(place[-1], _keys_beside(place, kind), n=1)
             message = f"unknown key; {f'did you mean {close[0]}?' if close else 'configs/README.md lists every key'}"
         lines.append(f"{where}: {'.'.join(place) or 'top level'}: {message}")
-    return "\n".join(lines)
+    more = len(lines) - MOST_LINES
+    return "\n".join(lines[:MOST_LINES] + [f"{where}: and {more} more mistakes"] * (more > 0))
 
 
 def _keys_beside(place: list[str], kind: type[BaseModel]) -> list[str]:

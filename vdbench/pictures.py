@@ -161,6 +161,8 @@ def in_archive(stream: BinaryIO, where: str) -> Tree:
                     folders.append(path.as_posix())
                 else:
                     files[path.as_posix()] = archive.extractfile(member).read()  # type: ignore[union-attr]
+        while source.read(1 << 20):  # what comes last, a checksum for one
+            pass
     except (tarfile.TarError, lzma.LZMAError, zlib.error, OSError, EOFError, ValueError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{where}: not readable as a tar archive ({reason}); pack it again") from None

@@ -211,7 +211,7 @@ def read(path: Path) -> Record:
     except FileNotFoundError:
         raise RecordError(f"{path}: no such record; run the job that makes it") from None
     except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
+        raise RecordError(f"{path}: cannot be read ({error.strerror}); delete it and rerun its job") from None
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])

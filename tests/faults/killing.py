@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -33,27 +34,18 @@ experiments:
     dataset: digits
     model: lenet300100
     seeds: [0]
-    timed: [vd_warmup]
+    timed: [vd_finetune]
     methods:
       dense: {epochs: 12, batch_size: 20}
       vd_finetune: {epochs: 12, batch_size: 20, learning_rate: 2.0e-3, kl_warmup_epochs: 8}
-      vd_warmup: {epochs: 12, batch_size: 20, learning_rate: 2.0e-3, kl_warmup_epochs: 8}
       magnitude: {epochs: 12, batch_size: 20, prune_epochs: 8}
-      random: {epochs: 12, batch_size: 20, prune_epochs: 8}
-  conv:
-    dataset: digits
-    model: lenet5
-    seeds: [0]
-    methods:
-      dense: {epochs: 3, batch_size: 20}
-      vd_warmup: {epochs: 3, batch_size: 20, learning_rate: 2.0e-3, kl_warmup_epochs: 2}
   words:
     dataset: text:words
     model: rnnlm_lstm_200
     seeds: [0]
     methods:
-      dense: {epochs: 3, batch_size: 10, gradient_clip: 5}
-      vd_warmup: {epochs: 3, batch_size: 10, gradient_clip: 5, initial_log_sigma2: -6}
+      dense: {epochs: 4, batch_size: 10, gradient_clip: 5}
+      vd_warmup: {epochs: 4, batch_size: 10, gradient_clip: 5, initial_log_sigma2: -6}
 """
 # files to die of the writing of, by the file that is made last; in the order in which they come
 WRITES = {
@@ -65,8 +57,8 @@ WRITES = {
     "error_vs_compression.svg": ["error_vs_compression.png", "error_vs_compression.svg"],
 }
 KINDS = ("job", "snakemake", "group", "write")
-LONGEST_S = 15.0  # from the start of Snakemake to a kill
-ROUND = 34  # kills at most, then the suite is let finish
+LONGEST_S = 12.0  # from the start of Snakemake to a kill
+ROUND = 50  # kills at most, then the suite is let finish
 SAME = ("table1.csv", "table1.md", "table1.tex")
 
 
@@ -80,18 +72,19 @@ class Campaign:
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pyc*", "*.tmp*"))
         shutil.copyfile(ROOT / "Snakefile", folder / "Snakefile")
         (folder / "suite.yaml").write_text(suite)
-        commands, dying = folder / "bin" / "vdbench", Path(__file__).with_name("dying.py")
-        commands.parent.mkdir()
-        commands.write_text(f'#!/bin/sh\nexec {sys.executable} {dying} "$@"\n')
-        commands.chmod(0o755)
+        # jobs are run by the `vdbench` beside the Python that runs Snakemake: here one that can be made to die
+        self.python, command = folder / "bin" / "python", folder / "bin" / "vdbench"
+        command.parent.mkdir()
+        self.python.symlink_to(Path(sys.executable).resolve())
+        command.write_text(f'#!/bin/sh\nexec {self.python} {Path(__file__).with_name("dying.py")} "$@"\n')
+        command.chmod(0o755)
         words = folder / "mirror" / "words"
         words.mkdir(parents=True)
         for name, lines in {"train": 120, "valid": 20, "test": 20}.items():
             spoken = [" ".join(self.draw.choices("abcdefghij", k=12)) for _ in range(lines)]
             (words / f"{name}.txt").write_text("\n".join(spoken) + "\n")
         self.environment = os.environ | {
-            "PYTHONPATH": str(folder),
-            "PATH": os.pathsep.join((str(folder / "bin"), os.environ["PATH"])),
+            "PYTHONPATH": os.pathsep.join((str(folder), sysconfig.get_paths()["purelib"])),
             "VDBENCH_MIRROR": str(folder / "mirror"),
             "VDBENCH_CACHE": str(folder / "cache"),
             "DYING_PLAN": str(folder / "dying.json"),
@@ -99,9 +92,11 @@ class Campaign:
 
     def start(self) -> subprocess.Popen[bytes]:
         """The documented commands: take off the lock of a Snakemake that was killed, and run."""
-        command = [sys.executable, "-m", "snakemake", "--cores=1", "--configfile=suite.yaml"]
-        unlocked = subprocess.run([*command, "--unlock"], cwd=self.folder, env=self.environment, capture_output=True)
-        assert unlocked.returncode == 0, unlocked.stderr.decode()
+        command = [str(self.python), "-m", "snakemake", "--cores=1", "--configfile=suite.yaml"]
+        if any((self.folder / ".snakemake" / "locks").glob("*")):
+            unlock = subprocess.run([*command, "--unlock"], cwd=self.folder, env=self.environment, capture_output=True)
+            assert unlock.returncode == 0, unlock.stderr.decode()
+            self.counts["locks taken off"] += 1
         with (self.folder / "snakemake.log").open("ab") as log:
             return subprocess.Popen(
                 [*command, "--workflow-profile=workflow/profiles/local"],
@@ -175,6 +170,7 @@ class Campaign:
         if died:
             self.counts["kills"] += 1
             self.counts[f"kills: {kind}"] += 1
+            print(f"kill {self.counts['kills']}: {kind}", flush=True)
             parts = list(self.results.rglob(f".*{records.PART}"))
             self.counts["kills that left a half-written temporary file"] += bool(parts)
 
@@ -267,7 +263,7 @@ def main() -> None:
     campaign.undisturbed()
     while campaign.counts["kills"] < args.kills:
         campaign.round(min(ROUND, args.kills - campaign.counts["kills"]))
-        print(json.dumps(dict(campaign.counts)), flush=True)
+        print(json.dumps(campaign.counts), flush=True)
     report = {"seed": args.seed, **dict(sorted(campaign.counts.items())), "differences": 0}
     report["minutes"] = round((time.monotonic() - started) / 60, 1)
     print(json.dumps(report, indent=1))
