@@ -1,5 +1,6 @@
 """Whatever is in a file: one line that names it and says what to do, nothing run, nothing written, memory bounded."""
 
+import re
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,8 @@ import pytest
 
 from vdbench.cli import EXPECTED_ERRORS
 
-REMEDIES = """delete; rerun; replace; correct it; save it as; pack; put ; README; start over; compile; should be; change;
-no higher; unknown key; pass those; is a folder with; Field required; name a suite file""".replace("\n", " ").split(
-    "; "
-)
+REMEDIES = "delete|rerun|replace|correct it|save it as|pack|put |README|start over|compile|should be|change|no higher"
+REMEDIES += "|unknown key|pass those|is a folder with|Field required|name a suite file"
 ROOM = 1 << 30  # bytes that a reader may use, beyond what the process has
 
 
@@ -44,7 +43,7 @@ def test_damaged_files_are_refused_in_one_line(name, tmp_path, monkeypatch, litt
     else:
         assert "\n" not in message and len(message) < 600, message
     assert path.name in message or path.parent.parent.name in message
-    assert any(remedy in message for remedy in REMEDIES), message
+    assert re.search(REMEDIES, message), message
     made = set(tmp_path.rglob("*")) - set(before)
     assert {file.name for file in made} <= {"valid.txt", "test.txt"}  # which a case adds
     assert not (work / "executed").exists() and not Path("executed").exists()
