@@ -1,7 +1,7 @@
 """The side file that a training which was killed goes on from."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class Identity:
 
     run: dict[str, Any]
     circumstances: dict[str, Any]
-    cpu: str = field(default_factory=cpu_model)
+    cpu: str
 
     @classmethod
     def of(cls, spec: RunSpec, code_digest: str, inputs: dict[str, str], device: str) -> "Identity":
@@ -38,6 +38,7 @@ class Identity:
                 "torch": str(torch.__version__),
                 "variance_dtype": posterior.variance_dtype(device),
             },
+            cpu_model(),
         )
 
 

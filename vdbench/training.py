@@ -32,6 +32,7 @@ from vdbench.job import Job
 from vdbench.language import LANGUAGE_MODELS
 from vdbench.models import MODELS, set_dropout
 from vdbench.process import denormals_are_zero, own_randomness
+from vdbench.provenance import package_versions
 from vdbench.records import Record
 from vdbench.schedules import derived_seed, kl_weight, learning_rate
 from vdbench.tasks import Task, task
@@ -308,5 +309,5 @@ def _made_meanwhile(output: Path, job: Job, run: Training) -> Record | None:
         spec_sha256(run.spec.content()),
         job.code.digest,
         run.inputs,
-    ) and (made.threads, made.versions.get("torch")) == (torch.get_num_threads(), str(torch.__version__))
+    ) and (made.threads, made.versions.get("torch")) == (torch.get_num_threads(), package_versions()["torch"])
     return record if is_whole and is_ours else None

@@ -57,7 +57,8 @@ WRITES = {
     "error_vs_compression.svg": ["error_vs_compression.png", "error_vs_compression.svg"],
 }
 KINDS = ("job", "snakemake", "group", "write")
-LONGEST_S = 12.0  # from the start of Snakemake to a kill
+LONGEST_S = 10.0  # from the start of Snakemake, or the last kill, to a kill
+IN_A_ROW = 5  # jobs killed under one Snakemake
 ROUND = 50  # kills at most, then the suite is let finish
 SAME = ("table1.csv", "table1.md", "table1.tex")
 
@@ -132,47 +133,63 @@ class Campaign:
                 code = process.wait()
                 assert code == 0, (self.folder / "snakemake.log").read_text()[-3000:]
                 return code
-            if kind == "write":
-                self._plan_death()
-                code = process.wait()
-                died = not (self.folder / "dying.json").exists()
-                (self.folder / "dying.json").unlink(missing_ok=True)
-                self._count(kind, died)
-                return 1 if died else code
+            if kind in ("job", "write"):
+                self._kill_jobs(process, kind)
+                return process.wait()
             try:
                 process.wait(self.draw.uniform(0.3, LONGEST_S))
             except subprocess.TimeoutExpired:
-                self._count(kind, self._kill(process.pid, kind))
+                self._kill(process.pid, kind)
             return process.wait()
         finally:
             if kind != "snakemake":  # whose job lives on, on purpose
                 _kill_group(process.pid)
 
-    def _kill(self, group: int, kind: str) -> bool:
-        jobs = [pid for pid, command in members(group) if "dying.py" in command]
-        victims = {"snakemake": [group], "group": [pid for pid, _ in members(group)]}
-        chosen = victims.get(kind, self.draw.sample(jobs, min(1, len(jobs))))
-        self.counts["kills while a job was at work"] += bool(chosen and jobs)
-        for pid in chosen:
-            os.kill(pid, signal.SIGKILL)
-        return bool(chosen)
+    def _kill_jobs(self, process: subprocess.Popen[bytes], kind: str) -> None:
+        """Up to `IN_A_ROW` jobs, one after the other, while Snakemake goes on with those that are left."""
+        for _ in range(IN_A_ROW):
+            if kind == "write":
+                plan = self._plan_death()
+                while plan.exists() and process.poll() is None:
+                    time.sleep(0.1)
+                if plan.exists():
+                    plan.unlink()
+                    return
+                self._count(kind, True)
+            else:
+                try:
+                    process.wait(self.draw.uniform(0.3, LONGEST_S))
+                    return
+                except subprocess.TimeoutExpired:
+                    self._kill(process.pid, kind)
+            self.check_files()
 
-    def _plan_death(self) -> None:
+    def _kill(self, group: int, kind: str) -> None:
+        everything = list(members(group))
+        jobs = [pid for pid, command in everything if "dying.py" in command]
+        victims = {"snakemake": [group], "group": [pid for pid, _ in everything], "job": jobs[:1]}[kind]
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        self._count(kind, bool(jobs))
+
+    def _plan_death(self) -> Path:
         """Let the job that next writes one of the files that are still to come die of it."""
         made = Counter(path.name for path in self.results.rglob("*.*"))
         pending = [names for last, names in WRITES.items() if made[last] < self.made[last]]
         name = self.draw.choice([name for names in pending[:2] for name in names] or ["progress.json"])
         passes = self.draw.choice((0, 1, 2, 5)) if name == "resume.pt" else 0
         plan = {"name": name, "moment": self.draw.choice(("begun", "half", "written", "replaced")), "passes": passes}
-        (self.folder / "dying.json").write_text(json.dumps(plan))
+        path = self.folder / "dying.json"
+        path.write_text(json.dumps(plan))
+        return path
 
-    def _count(self, kind: str, died: bool) -> None:
-        if died:
-            self.counts["kills"] += 1
-            self.counts[f"kills: {kind}"] += 1
-            print(f"kill {self.counts['kills']}: {kind}", flush=True)
-            parts = list(self.results.rglob(f".*{records.PART}"))
-            self.counts["kills that left a half-written temporary file"] += bool(parts)
+    def _count(self, kind: str, at_work: bool) -> None:
+        self.counts["kills"] += kind != "job" or at_work
+        self.counts[f"kills: {kind}"] += kind != "job" or at_work
+        self.counts["kills while a job was at work"] += at_work
+        print(f"kill {self.counts['kills']}: {kind}", flush=True)
+        parts = list(self.results.rglob(f".*{records.PART}"))
+        self.counts["kills that left a half-written temporary file"] += bool(parts)
 
     def check_files(self) -> None:
         """Read every file that is in its place. Raises what its reader raises."""

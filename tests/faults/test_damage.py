@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import damage
+import damage_data
 import pytest
 
 from vdbench.cli import EXPECTED_ERRORS
 
 REMEDIES = "delete|rerun|replace|correct it|save it as|pack|put |README|start over|compile|should be|change|no higher"
 REMEDIES += "|unknown key|pass those|is a folder with|Field required|name a suite file"
+CASES = damage.CASES | damage_data.CASES
 ROOM = 1 << 30  # bytes that a reader may use, beyond what the process has
 
 
@@ -25,12 +27,12 @@ def little_memory() -> Iterator[None]:
 
 
 def test_there_are_many_kinds_of_damage():
-    assert len(damage.CASES) >= 100
+    assert len(CASES) >= 100
 
 
-@pytest.mark.parametrize("name", damage.CASES)
+@pytest.mark.parametrize("name", CASES)
 def test_damaged_files_are_refused_in_one_line(name, tmp_path, monkeypatch, little_memory, one_thread):
-    case, work = damage.CASES[name], tmp_path / "work"
+    case, work = CASES[name], tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
     path = case.make(tmp_path / "given" / "here")

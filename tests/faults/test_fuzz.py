@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import damage
+import damage_data
 import factory
 import pytest
 import tiny
@@ -53,8 +54,8 @@ def archive(mode: str) -> bytes:
     with tarfile.open(fileobj=stream, mode=mode) as made:  # type: ignore[call-overload]
         for name in ("train/a/1.png", "train/a/long-" + 120 * "x" + ".png", "test/a/1.png"):
             info = tarfile.TarInfo(name)
-            info.size = len(damage.PNG)
-            made.addfile(info, io.BytesIO(damage.PNG))
+            info.size = len(damage_data.PNG)
+            made.addfile(info, io.BytesIO(damage_data.PNG))
     return stream.getvalue()
 
 
@@ -66,8 +67,8 @@ def compiled() -> bytes:
 
 
 def read_picture(path: Path) -> None:
-    damage.among_others(path.read_bytes())(path)
-    damage.read_folder(path)
+    damage_data.among_others(path.read_bytes())(path)
+    damage_data.read_folder(path)
 
 
 def read_words(path: Path) -> None:
@@ -82,16 +83,16 @@ BINARY: dict[str, tuple[str, bytes, Callable[[Path], object]]] = {
     "weights": ("weights.pt", damage.saved({"w": damage.STATE["fc3.weight"]}), tensors.load_tensors),
     "checkpoint": ("resume.pt", damage.saved(damage.CHECKPOINT | {"state": {"history": []}}), damage.read_checkpoint),
     "pruned net": ("pruned.npz", damage.GOOD, pruning.load_net),
-    "IDX": ("images", damage.IDX, damage.parsed),
+    "IDX": ("images", damage_data.IDX, damage_data.parsed),
     "suite": ("suite.yaml", SMOKE, load_suite),
     "record": ("train.json", damage.changed(), records.read),
     "history": ("history.csv", b"epoch,loss\n1,0.5\n2,0.25\n", history.read),
     "progress": ("progress.json", b'{"stage": "train", "epoch": 3}', lambda path: running.read_progress(path.parent)),
     "spec": ("spec.json", SPEC.encode(), read_spec),
     "text": ("train.txt", "one two\nÄpfel\n".encode(), read_words),
-    "tar": ("pictures.tar", archive("w"), damage.read_archive),
-    "tar.gz": ("pictures.tar", archive("w:gz"), damage.read_archive),
-    "tar.xz": ("pictures.tar", archive("w:xz"), damage.read_archive),
+    "tar": ("pictures.tar", archive("w"), damage_data.read_archive),
+    "tar.gz": ("pictures.tar", archive("w:gz"), damage_data.read_archive),
+    "tar.xz": ("pictures.tar", archive("w:xz"), damage_data.read_archive),
     **{
         form: (f"train/a/{form}", picture(form), read_picture) for form in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
     },

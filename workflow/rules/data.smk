@@ -3,6 +3,8 @@ rule fetch:
         "results/{suite}/data/{dataset}.json",
     log:
         "results/{suite}/data/{dataset}.log",
+    wildcard_constraints:
+        dataset=to_fetch(),
     retries: 3
     localrule: True
     conda:
