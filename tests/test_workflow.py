@@ -1,10 +1,13 @@
 """The workflow as people use it: what runs, what runs again, and what is refused before anything runs."""
 
+import base64
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -311,3 +314,32 @@ def test_a_suite_is_one_file_and_what_it_says(fresh):
     both = fresh.snakemake("--dry-run", "--configfile", "configs/smoke.yaml", "tiny.yaml", suite="")
     assert both.returncode == 1
     assert "one suite at a time" in both.stdout
+
+
+def test_a_fetch_that_was_cut_off_hides_nothing_that_is_missing(project):
+    """Its report is there, Snakemake has not noted that, and something that stands on it is missing."""
+    report, missing = "results/tiny/data/digits.json", project.folder / "results/tiny/collected.csv"
+    marker = project.folder / ".snakemake/incomplete" / base64.b64encode(report.encode()).decode()
+    kept = missing.read_bytes()
+    marker.touch()
+    missing.unlink()
+    try:
+        assert project.planned("--rerun-incomplete") == {("collect", ""), ("all", "")}
+    finally:
+        missing.write_bytes(kept)
+        marker.unlink()
+
+
+def test_a_second_snakemake_on_the_same_results_is_refused(fresh):
+    fresh.write("suite: tiny\n" + TRAINED.partition("\n")[2])
+    first = threading.Thread(target=fresh.snakemake, args=("results/tiny/data/digits.json",))
+    first.start()
+    locks = fresh.folder / ".snakemake/locks"
+    while not any(locks.glob("*")):
+        assert first.is_alive()
+        time.sleep(0.05)
+    second = fresh.snakemake("results/tiny/data/digits.json")
+    first.join()
+    assert second.returncode == 1
+    assert "cannot be locked" in second.stdout and "--unlock" in second.stdout
+    assert (fresh.folder / "results/tiny/data/digits.json").exists()

@@ -48,7 +48,7 @@ def load_net(path: Path) -> tuple[nn.Module, dict[str, object]]:
     arrays, meta = netfile.read_arrays(path)
     name, classes = meta.get("model"), meta.get("num_classes")
     try:
-        if not isinstance(name, str) or name not in MODELS or not isinstance(classes, int):
+        if not isinstance(name, str) or name not in MODELS or not isinstance(classes, int) or classes < 1:
             raise ValueError(f"model {name!r} with {classes!r} classes; there are {', '.join(sorted(MODELS))}")
         with torch.device("meta"):  # its shapes, and none of the memory that they ask for
             shapes = {key: tuple(value.shape) for key, value in MODELS[name](classes).state_dict().items()}

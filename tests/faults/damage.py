@@ -185,6 +185,7 @@ NETS = {
     "model is a list": net({"model": ["lenet5"], "num_classes": 10}),
     "classes are a word": net({"num_classes": "ten"}),
     "classes without number": net({"num_classes": 1e308}),
+    "no classes": net({"num_classes": 0}),
     "shape of terabytes": net(**sparse([1 << 20, 1 << 22], [1], [1.0])),
     "shape below zero": net(**sparse([-2, 3], [1], [1.0])),
     "shape that overflows": net(**sparse([1 << 32, 1 << 32], [1], [1.0])),
