@@ -50,6 +50,7 @@ FULL = (
 """
 )
 REPORTING = {("collect", ""), ("table", ""), ("plot", ""), ("all", "")}
+TIMED_RUN = ("time_inference", "fc/vd_warmup/0")
 TIMED = {("time_inference", net) for net in ("fc/vd_warmup/0", "line/density0.5/0", "line/density0.25/0")}
 
 
@@ -328,6 +329,17 @@ def test_a_fetch_that_was_cut_off_hides_nothing_that_is_missing(project):
     finally:
         missing.write_bytes(kept)
         marker.unlink()
+
+
+def test_a_clock_that_was_set_back_repeats_what_is_quick_to_tell_from_files(project):
+    """Weights from the future are newer than all that was made of them; what they are has not changed."""
+    weights = project.folder / "results/tiny/fc/dense/seed0/weights.pt"
+    stamps = weights.stat()
+    os.utime(weights, (stamps.st_atime, stamps.st_mtime + 86400))
+    try:
+        assert project.planned() == REPORTING | {("prune", "fc/dense/0"), ("prune", "fc/vd_warmup/0"), TIMED_RUN}
+    finally:
+        os.utime(weights, (stamps.st_atime, stamps.st_mtime))
 
 
 def test_a_second_snakemake_on_the_same_results_is_refused(fresh):

@@ -1,7 +1,7 @@
 """Kill -9 at random moments, over a suite of every kind of run, until it is done: is the result an undisturbed run's?
 
-`python tests/faults/killing.py --kills 100 --output results/recorded/faults/kills.json` is the long campaign; the tests
-have a short one. Killed are a job, Snakemake alone (its job lives on), or both together, after a random time; or a job
+`python tests/faults/killing.py --kills 100 --output results/recorded/faults/kills.json` is the long campaign; .ci/run
+has a short one. Killed are a job, Snakemake alone (its job lives on), or both together, after a random time; or a job
 kills itself while it writes a file, see `dying.py`. After every kill each file that is in its place is read; then the
 documented commands are given again.
 """
@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -271,21 +272,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, required=True, help="an empty folder to work in")
+    parser.add_argument("--folder", type=Path, help="a new folder to work in, kept (default: a temporary one)")
     parser.add_argument("--output", type=Path, help="report to write (JSON)")
     args = parser.parse_args()
     started = time.monotonic()
-    args.folder.mkdir(parents=True)
-    campaign = Campaign(args.folder.resolve(), args.seed)
-    campaign.undisturbed()
-    while campaign.counts["kills"] < args.kills:
-        campaign.round(min(ROUND, args.kills - campaign.counts["kills"]))
-        print(json.dumps(campaign.counts), flush=True)
-    report = {"seed": args.seed, **dict(sorted(campaign.counts.items())), "differences": 0}
-    report["minutes"] = round((time.monotonic() - started) / 60, 1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary) / "killed"
+        folder.mkdir(parents=True)
+        counts = run(Campaign(folder.resolve(), args.seed), args.kills)
+    minutes = round((time.monotonic() - started) / 60, 1)
+    report = {"seed": args.seed, **dict(sorted(counts.items())), "differences": 0, "minutes": minutes}
     print(json.dumps(report, indent=1))
     if args.output:
         records.write_json(args.output, report)
+
+
+def run(campaign: Campaign, kills: int) -> Counter[str]:
+    """Rounds until there have been so many kills. Raises AssertionError for the first difference."""
+    campaign.undisturbed()
+    while campaign.counts["kills"] < kills:
+        campaign.round(min(ROUND, kills - campaign.counts["kills"]))
+        print(json.dumps(campaign.counts), flush=True)
+    return campaign.counts
 
 
 if __name__ == "__main__":
