@@ -195,12 +195,23 @@ NETS = {
     "an index that lies about sizes": lying(GOOD),
     "larger than any": large,
 }
-OPS = [{"kind": "Input", "name": "x", "inputs": [], "shape": [4]}]
+INPUT = {"kind": "Input", "name": "x", "inputs": [], "shape": [4]}
+
+
+def ops(*content: dict[str, Any]) -> bytes:
+    return net({"ops": content, "removed": {}, "plans": {}, "machine": ""})
+
+
 COMPILED = {
     "truncated": GOOD[:-30],
     "a pruned net": GOOD,
     "of unknown operations": net({"ops": [{"kind": "system", "name": "x"}], "removed": {}, "plans": {}, "machine": ""}),
     "operations are numbers": net({"ops": [1, 2], "removed": {}, "plans": {}, "machine": ""}),
+    "no input": ops({"kind": "Flatten", "name": "x", "inputs": ["y"], "shape": [4]}),
+    "an input of terabytes": ops({**INPUT, "shape": [1 << 20, 1 << 20]}),
+    "another shape than it computes": ops(INPUT, {"kind": "Flatten", "name": "y", "inputs": ["x"], "shape": [99]}),
+    "a value from nowhere": ops(INPUT, {"kind": "Flatten", "name": "y", "inputs": ["z"], "shape": [4]}),
+    "one name for two": ops(INPUT, INPUT),
     "plans are words": net({"ops": [], "removed": {}, "plans": {"single": "fast"}, "machine": ""}),
 }
 CASES |= {f"net, {what}": Case(pruning.load_net, "pruned.npz", content) for what, content in NETS.items()}
