@@ -27,12 +27,15 @@ from vdbench.records import (
 SHAPES = {
     "lenet300100": {"fc1": [300, 784], "fc2": [100, 300], "fc3": [10, 100]},
     "lenet5": {"conv1": [20, 1, 5, 5], "conv2": [50, 20, 5, 5], "fc1": [500, 800], "fc2": [10, 500]},
+    "rnnlm_lstm_onehot": {"rnn.weight_ih_l0": [1024, 10000], "rnn.weight_hh_l0": [1024, 256], "output": [10000, 256]},
+    "rnnlm_lstm_200": {"embedding": [2000, 200], "rnn.weight_ih_l0": [800, 200], "output": [2000, 200]},
 }
 for _name, _width in VGG_WIDTHS.items():
     with torch.device("meta"):
         _layers_of = metrics.weights(VGGLike(width=_width))
     SHAPES[_name] = {layer: list(weight.shape) for layer, weight in _layers_of.items()}
-MULTIPLY_ADDS = {"lenet300100": 266_200, "lenet5": 2_293_000} | dict.fromkeys(VGG_WIDTHS, 313_000_000)
+MULTIPLY_ADDS = {"lenet300100": 266_200, "lenet5": 2_293_000, "rnnlm_lstm_200": 720_000}
+MULTIPLY_ADDS |= dict.fromkeys(VGG_WIDTHS, 313_000_000)
 ERRORS = {"dense": 1.64, "vd_finetune": 1.80, "vd_warmup": 1.90, "magnitude": 2.30, "random": 9.0}
 RECIPE = {"epochs": 4}
 METHODS = {

@@ -64,6 +64,17 @@ def test_a_mixture_of_at_most_so_many_images_is_used(monkeypatch: pytest.MonkeyP
     assert seen == [40, 40, 10]
 
 
+def test_a_failure_leaves_training_as_it_was() -> None:
+    model = net()
+    momenta = [layer.momentum for layer in model.modules() if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d)]
+    handle = model.register_forward_pre_hook(lambda module, args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        reestimate(model, toy(20, 10))
+    handle.remove()
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d)]
+    assert [layer.momentum for layer in layers] == momenta and all(layer.training for layer in layers)
+
+
 def test_a_net_without_them_is_not_even_run() -> None:
     model = LeNet5()
     model.register_forward_pre_hook(lambda module, args: pytest.fail("was run"))

@@ -132,6 +132,8 @@ def test_merged_keys_may_be_overridden():
         ("experiments/fc/methods/dense/constant_epochs", 4, r"constant_epochs \(4\) exceeds epochs \(3\)"),
         ("experiments/fc/methods/magnitude/prune_epochs", 5, r"prune_epochs \(5\) leaves none of epochs \(2\)"),
         ("experiments/fc/methods/vd_finetune", None, "magnitude needs vd_finetune"),
+        ("experiments/fc/methods/dense/sequence_length", 9, "dense: sequence_length is of texts, and digits is none"),
+        ("experiments/fc/methods/dense/dropout", 0.5, "dense: dropout: lenet300100 has no dropout layers"),
         ("experiments", {}, "my.yaml: experiments: "),
     ],
 )

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from vdbench import variational
-from vdbench.conversion import to_variational_dropout
+from vdbench.conversion import to_plain, to_variational_dropout
 from vdbench.models import LeNet5
 from vdbench.variational import (
     VariationalDropout,
@@ -167,6 +167,39 @@ def test_an_unknown_name_to_skip_lists_those_there_are_and_changes_nothing():
 def test_nothing_to_convert_is_an_error(model, skip):
     with pytest.raises(ValueError, match=r"Sequential has no nn\.Linear, nn\.Conv2d"):
         to_variational_dropout(model, skip=skip)
+
+
+@pytest.mark.parametrize("skip", [(), ("output",)])
+def test_tied_weights_are_refused(skip):
+    model = nn.ModuleDict({"embedding": nn.Embedding(9, 4), "output": nn.Linear(4, 9), "other": nn.Linear(4, 4)})
+    model["output"].weight = model["embedding"].weight
+    with pytest.raises(ValueError, match="embedding and output share a parameter"):
+        to_variational_dropout(model, skip=skip)
+    assert not list(variational_layers(model))
+    to_variational_dropout(model, skip=["embedding", "output"])
+    assert [name for name, _ in variational_layers(model)] == ["other"]
+
+
+def test_back_to_plain_layers_with_the_weights_of_eval_mode():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(30, 8), nn.LSTM(8, 6, 2), nn.RNN(8, 6), nn.Linear(6, 5), nn.Conv1d(2, 2, 1))
+    plain = [type(layer) for layer in model]
+    to_variational_dropout(model, initial_log_sigma2=-2.0)
+    model.eval()
+    words, values = torch.randint(30, (7, 3)), torch.randn(7, 3, 8)
+
+    def outputs():
+        return [model[0](words), model[1](values)[0], model[2](values)[0], model[3](values[..., :6])]
+
+    with torch.no_grad():
+        variational = outputs()
+        assert to_plain(model) is model
+        assert [type(layer) for layer in model] == plain
+        assert not any("log_sigma2" in name for name, _ in model.named_parameters())
+        for before, after in zip(variational, outputs(), strict=True):
+            torch.testing.assert_close(after, before)
+    assert 0 < (model[3].weight == 0).float().mean() < 1
+    to_variational_dropout(model)
 
 
 def test_a_wrong_option_leaves_the_model_as_it_was():

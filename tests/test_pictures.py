@@ -108,6 +108,10 @@ WRONG = {
         lambda p: (p / "train/dog/b.png").write_bytes(picture(1, (6, 7))),
         "train/dog/b.png: 6 x 7 pixels, where train/cat/1.png is 6 x 5 pixels",
     ),
+    "sixteen bits": (
+        lambda p: Image.fromarray(np.full((5, 6), 40_000, np.uint16)).save(p / "train/dog/b.png"),
+        "train/dog/b.png: not readable as a picture .it has more than 8 bits a channel; convert it",
+    ),
     "other test size": (
         lambda p: (p / "test/dog/8.png").write_bytes(picture(1, (7, 5))),
         "test/dog/8.png: 7 x 5 pixels",
@@ -127,6 +131,23 @@ def test_what_is_wrong_is_named(mirror: Path, wrong: str, suffix: str) -> None:
     for use in (data.fetch, data.load):
         with pytest.raises(DataError, match=found):
             use("folder:pets")
+
+
+def test_hidden_folders_are_no_classes(mirror: Path) -> None:
+    for split in ("train", "test"):
+        shutil.copytree(mirror / "pets" / split / "cat", mirror / "pets" / split / ".ipynb_checkpoints")
+    assert data.load("folder:pets").num_classes == 2
+    packed(mirror, ".tar")
+    assert data.load("folder:pets").num_classes == 2
+
+
+def test_links_within_a_folder_are_followed_and_broken_ones_named(mirror: Path) -> None:
+    shutil.move(mirror / "pets/train/cat", mirror / "cats")
+    (mirror / "pets/train/cat").symlink_to(mirror / "cats")
+    assert len(data.load("folder:pets").train_labels) == 5
+    (mirror / "cats/4.png").symlink_to(mirror / "nowhere.png")
+    with pytest.raises(DataError, match=r"train/cat/4\.png: not readable as a picture"):
+        data.load("folder:pets")
 
 
 @pytest.mark.parametrize("kind", ["symbolic", "hard", "above", "absolute", "device"])

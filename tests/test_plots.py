@@ -10,7 +10,8 @@ import factory
 import numpy as np
 import pytest
 
-from vdbench import netfile, outputs, plots, records, stats
+from vdbench import netfile, outputs, plots, published, records, stats
+from vdbench.config import parse_suite
 from vdbench.plots import style
 from vdbench.plots.layers import crossover
 
@@ -340,3 +341,28 @@ def test_every_layer_of_a_deep_net_is_shown(vgg):
     handles = plots.FIGURES["training_curves"](shown).subfigs[1].legends[0].legend_handles
     assert [handle.get_label() for handle in handles] == layers
     assert len({handle.get_color() for handle in handles}) == len(layers)
+
+
+def test_our_curves_are_drawn_over_published_ones(tmp_path):
+    methods = {"dense": {"epochs": 2}, "vd_warmup": {"epochs": 3}}
+    net = {"dataset": "ptb", "model": "rnnlm_lstm_onehot", "seeds": [0], "match": "vd_warmup", "methods": methods}
+    suite = parse_suite({"suite": "words", "experiments": {"lstm": net}}, "a test")
+    assert "published_curves_lstm" in outputs.figures(suite)
+    made = []
+    for method, perplexities in (("dense", [300, 200]), ("vd_warmup", [500, 300, 150])):
+        run = records.run_folder(tmp_path, "lstm", method, 0)
+        run.mkdir(parents=True)
+        rows = [f"{k},{perplexity},{10 * k}" for k, perplexity in enumerate(perplexities, 1)]
+        (run / "history.csv").write_text("\n".join(["epoch,perplexity,compression_ratio", *rows]))
+        made.append(
+            factory.record(suite, "lstm", method, 0, stage="train").model_copy(update={"history": "history.csv"})
+        )
+    figure = plots.FIGURES["published_curves"](plots.view(suite, "lstm", {HERE: made}, {HERE: tmp_path}))
+    perplexity, compression = figure.axes
+    drawn = {tuple(line.get_ydata()) for line in perplexity.lines}
+    theirs = published.curves(suite.experiments["lstm"])
+    assert {method: len(rows) for method, rows in theirs.items()} == {"Original": 150, "Sparse VD": 150}
+    assert {tuple(row.test_perplexity for row in rows) for rows in theirs.values()} < drawn
+    assert {(300, 200), (500, 300, 150)} < drawn
+    assert (10, 20, 30) in {tuple(line.get_ydata()) for line in compression.lines}
+    assert len(compression.lines) == 3  # theirs, our seed and the mean of our seeds: dense nets have none

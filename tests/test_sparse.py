@@ -10,7 +10,7 @@ from torch import nn
 from vdbench.conversion import to_variational_dropout
 from vdbench.sparse import SparseModule, to_cpu_sparse
 from vdbench.sparse.module import layer_by_layer
-from vdbench.variational import VariationalDropoutConv2d, VariationalDropoutLinear
+from vdbench.variational import VariationalDropoutConv2d, VariationalDropoutLinear, variational_layers
 
 IMAGES = torch.linspace(-1, 1, 6 * 2 * 25).view(6, 2, 5, 5)
 
@@ -139,6 +139,28 @@ def test_multi_head_attention_still_works():
     model = nn.MultiheadAttention(4, 2, batch_first=True).eval()
     x = torch.randn(2, 3, 4)
     torch.testing.assert_close(to_cpu_sparse(model)(x, x, x)[0], model(x, x, x)[0])
+
+
+def test_a_recurrent_model_of_the_users_own():
+    """Words as numbers cannot be traced: the layers that can are compiled, the others plain and masked."""
+
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(50, 12, padding_idx=0)
+            self.lstm = nn.LSTM(12, 10, batch_first=True, bidirectional=True)
+            self.output = nn.Linear(20, 7)
+
+        def forward(self, sentences):
+            return self.output(self.lstm(self.embedding(sentences))[0])
+
+    torch.manual_seed(0)
+    model = to_variational_dropout(Tagger(), initial_log_sigma2=-3.0).eval()
+    fast, sentences = to_cpu_sparse(model), torch.randint(50, (4, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(fast(sentences), model(sentences), rtol=1e-5, atol=1e-6)
+    assert type(fast.model.lstm) is nn.LSTM and type(fast.model.embedding) is nn.Embedding
+    assert list(variational_layers(model))
 
 
 def test_an_empty_batch():

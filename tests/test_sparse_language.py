@@ -8,7 +8,7 @@ from vdbench.baselines import GradualPruner
 from vdbench.conversion import to_variational_dropout
 from vdbench.language import RNNLM, OneHotRNNLM
 from vdbench.sparse import SparseLanguageModel, to_cpu_sparse
-from vdbench.structure import structure
+from vdbench.structure import structure, told_words
 from vdbench.variational import variational_matrices
 
 MAKERS = {
@@ -104,6 +104,39 @@ def test_what_is_left_is_counted_by_hand():
         "units_l1": 2,
         "gates_l1": 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "state", "message"),
+    [
+        ("lstm", torch.zeros(4, dtype=torch.int64), None, "words are .T, N., not .4,."),
+        ("lstm", WORDS, torch.zeros(2, 3, 24), "is h and c, each .2, 3, 24., not .2, 3, 24."),
+        ("lstm", WORDS, (torch.zeros(2, 1, 24),) * 2, "each .2, 3, 24., not .2, 1, 24. and .2, 1, 24."),
+        ("tanh", WORDS, torch.zeros(2, 3, 24), "is h, each .3, 3, 24., not .2, 3, 24."),
+    ],
+)
+def test_words_and_states_of_another_shape_are_refused(kind, words, state, message):
+    with pytest.raises(ValueError, match=message):
+        to_cpu_sparse(pruned(kind))(words, state)
+
+
+def test_states_of_another_type_are_converted():
+    fast, state = to_cpu_sparse(pruned("tanh")), torch.rand(3, 3, 24, dtype=torch.float64)
+    assert torch.equal(fast(WORDS, state)[0], fast(WORDS, state.float())[0])
+
+
+def test_recurrent_layers_of_other_kinds_are_refused():
+    with pytest.raises(ValueError, match="of kind GRU: there are LSTM and RNN_TANH"):
+        to_cpu_sparse(RNNLM(20, torch.nn.GRU, units=8))
+
+
+def test_words_are_told_by_how_frequent_they_are():
+    told = told_words(
+        torch.tensor([True, False, True, False, False, True]), ("the", "of", "and", "a", "to", "in"), count=2
+    )
+    assert told == {"frequent_dropped": ["of", "a"], "rare_kept": ["in", "and"]}
+    every = told_words(torch.ones(2, dtype=torch.bool), ("the", "of"))
+    assert every == {"frequent_dropped": [], "rare_kept": ["of", "the"]}
 
 
 def test_words_out_of_range_and_other_models_are_refused():

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from vdbench import outputs, published, records, tables
+from vdbench.config import parse_suite
 from vdbench.tables import render, table1
 
 HERE = "this machine"
@@ -32,6 +33,32 @@ def test_writes_exactly_the_declared_files(suite, tmp_path):
     written = tables.write_tables(suite, {HERE: factory.all_records(suite)}, {HERE: []}, tmp_path)
     assert sorted(path.name for path in written) == sorted(outputs.table_names(suite))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(outputs.table_names(suite))
+
+
+def test_what_a_language_model_is_left_with(tmp_path):
+    suite = parse_suite(
+        {
+            "suite": "words",
+            "experiments": {
+                "lstm": {
+                    "dataset": "topics",
+                    "model": "rnnlm_lstm_200",
+                    "seeds": [0],
+                    "methods": {"dense": {"epochs": 1}, "vd_warmup": {"epochs": 1}},
+                }
+            },
+        },
+        "a test",
+    )
+    assert "kept" in outputs.tables(suite)
+    left = {"words_read": 1234, "words_predicted": 9, "dimensions": 7, "units_l0": 5, "units_l1": 6, "gates_l0": 17}
+    words = {"read": records.Words(frequent_dropped=["of", "the"], rare_kept=["zebra"])}
+    made = factory.record(suite, "lstm", "vd_warmup", 0, metrics={"perplexity": 99.0})
+    made = made.model_copy(update={"kept": left, "words": words})
+    tables.write_tables(suite, {HERE: [made]}, {HERE: []}, tmp_path)
+    assert row(numbers(tmp_path, "kept"), method="vd_warmup")[list(left)].tolist() == list(left.values())
+    shown = (tmp_path / "kept.md").read_text()
+    assert all(text in shown for text in ("1,234", "5 – 6", "of the", "zebra", "Sparse VD, warm-up"))
 
 
 def test_same_records_give_the_same_bytes(suite, tmp_path):

@@ -51,6 +51,13 @@ def test_every_line_ends_in_a_word_of_its_own():
     assert split_words([" the cat \n", "", "sat\tdown"]) == ["the", "cat", EOS, EOS, "sat", "down", EOS]
 
 
+def test_files_of_other_editors(made):
+    """A byte order mark is no part of a word, and only ends of lines are ends of lines."""
+    text = data.load(made(train=b"\xef\xbb\xbfthe cat\r\nsaw\x0cthe\xe2\x80\xa8dog\n", test="the dog"))
+    assert [text.vocabulary[word] for word in text.train_words] == ["the", "cat", EOS, "saw", "the", "dog", EOS]
+    assert [text.vocabulary[word] for word in text.eval_words] == ["the", "dog", EOS]
+
+
 def test_vocabulary_is_ranked_and_limited():
     words = ["b", "a", "b", "c", "a", "b"]
     assert vocabulary_of(words) == ("b", "a", "c")
@@ -191,6 +198,32 @@ def test_a_language_model_learns_and_says_its_perplexity(dense):
     assert (dense / "history.csv").read_text().splitlines()[0].split(",")[6] == "perplexity"
 
 
+def test_a_text_that_changes_is_another_data_set(made, tmp_path, monkeypatch, caplog):
+    """Between a kill and the next start training begins anew, and what was trained is not evaluated on another text."""
+    name, text = made(), tmp_path / "mine" / "test.txt"
+    wanted = spec("dense", sequence_length=2, batch_size=2).model_copy(update={"dataset": name})
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+
+    real = training.Training.run_epoch
+
+    def killed(self, epoch, bar):
+        if epoch:
+            raise KeyboardInterrupt
+        return real(self, epoch, bar)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Training, "run_epoch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tiny.train(wanted, tmp_path, data.load(name))
+    text.write_text("the dog saw the dog\n")
+    assert (tmp_path / "resume.pt").exists()
+    tiny.train(wanted, tmp_path, data.load(name))
+    assert "comes from another spec, code, input" in caplog.text
+    text.write_text("the cat saw the cat\n")
+    with pytest.raises(records.RecordError, match=f"{name} has changed since .*weights.pt was trained on it"):
+        pruning.prune(wanted, suite="tiny", output=tmp_path, data=data.load(name), weights=tmp_path / "weights.pt")
+
+
 @pytest.mark.parametrize("method", ["vd_finetune", "vd_warmup", "magnitude"])
 def test_every_method_trains_and_prunes_a_language_model(method, dense, tmp_path):
     wanted = spec(method, dropout=0.3)
@@ -214,6 +247,8 @@ def test_every_method_trains_and_prunes_a_language_model(method, dense, tmp_path
     assert [layer.name for layer in pruned.layers][:3] == ["embedding", "rnn.weight_ih_l0", "rnn.weight_hh_l0"]
     assert pruned.multiply_adds.dense == 4 * 200 * 200 * 4 + 200 * 4  # a word: what is looked up is not multiplied
     assert 0 < pruned.kept["units_l0"] <= 200 and pruned.kept["words_read"] <= 4
+    assert {"read", "predicted"} == set(pruned.words)
+    assert set(pruned.words["read"].rare_kept) <= {"a", "b", "c", EOS}
     if method == "magnitude":
         assert pruned.size.compression_ratio == pytest.approx(2.0, rel=1e-3)
     else:

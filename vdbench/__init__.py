@@ -15,6 +15,7 @@ _HOME = {
     "VariationalDropoutTanhRNN": "recurrent",
     "VariationalDropoutChain": "chain",
     "to_variational_dropout": "conversion",
+    "to_plain": "conversion",
     "kl_divergence": "variational",
     "forward_with_kl": "variational",
     "sparsity": "metrics",

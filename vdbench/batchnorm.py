@@ -27,13 +27,15 @@ def reestimate(model: nn.Module, data: Dataset | Text) -> None:
     order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(_SEED))[:EXAMPLES]
     batches = order.to(data.train_labels.device).split(EVALUATION_BATCH)
     momenta = [layer.momentum for layer in layers]
-    with evaluating(model):
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # the plain average over batches
-            layer.train()
-        for batch in batches:
-            if len(batch) > 1 or len(batches) == 1:
-                model(data.train_batch(batch)[0])
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
+    try:
+        with evaluating(model):
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # the plain average over batches
+                layer.train()
+            for batch in batches:
+                if len(batch) > 1 or len(batches) == 1:
+                    model(data.train_batch(batch)[0])
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum

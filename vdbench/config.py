@@ -32,6 +32,7 @@ Spec = TypeVar("Spec", bound=Strict)
 
 TEXT_DATASETS: tuple[DatasetName, ...] = ("ptb", "topics")
 GREY_DATASETS: tuple[DatasetName, ...] = ("mnist", "digits")
+WITHOUT_DROPOUT: tuple[ModelName, ...] = ("lenet300100", "lenet5", "rnnlm_lstm_onehot")
 
 LARGEST_SUITE = 16 << 20  # bytes of its file
 
@@ -108,6 +109,14 @@ class Experiment(Strict):
             raise ValueError(f"augment: {self.dataset} is a text and has no images")
         if self.augment and self.dataset in GREY_DATASETS:
             raise ValueError(f"augment: the mirror image of a digit is none; {self.dataset} is trained on as it is")
+        for method in present:
+            recipe = getattr(self.methods, method)
+            if recipe.sequence_length and not is_text:
+                raise ValueError(f"{method}: sequence_length is of texts, and {self.dataset} is none")
+            if recipe.dropout and self.model in WITHOUT_DROPOUT:
+                raise ValueError(f"{method}: dropout: {self.model} has no dropout layers")
+            if recipe.dropout and method in VARIATIONAL_METHODS:
+                raise ValueError(f"{method}: dropout is 0 in variational dropout")
         matched = getattr(self.methods, self.match)
         for method in BASELINE_METHODS:
             recipe = getattr(self.methods, method)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+import torch
 from torch import nn
 
 from vdbench.recurrent import VariationalDropoutEmbedding, VariationalDropoutLSTM, VariationalDropoutTanhRNN
@@ -50,7 +51,8 @@ def to_variational_dropout(
 
     Raises:
         ValueError: a name in `skip` that the model does not have, no layer to convert, a layer with a setting that its
-            variational counterpart cannot have, or an option out of range; the model is then as it was.
+            variational counterpart cannot have, a parameter that several layers share, or an option out of range; the
+            model is then as it was.
     """
     skip = [skip] if isinstance(skip, str) else skip
     names = {name for name, _ in model.named_modules(remove_duplicate=False)}
@@ -67,6 +69,11 @@ def to_variational_dropout(
     for name, layer in layers.items():
         if refusal := KINDS[type(layer)].refuses(layer):
             raise ValueError(f"{name or type(layer).__name__}: {refusal}; change it or name it in skip")
+    if tied := _tied(model, list(layers.values())):
+        raise ValueError(
+            f"{' and '.join(tied)} share a parameter, for which each would have a posterior of its own; untie them or "
+            "name both in skip"
+        )
     if shared_noise is None:
         shared_noise = any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in model.modules())
     for layer in layers.values():
@@ -75,4 +82,30 @@ def to_variational_dropout(
         layer._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
         if isinstance(layer, SingleWeight) and shared_noise:
             layer.shared_noise = True
+    return model
+
+
+def _tied(model: nn.Module, layers: list[nn.Module]) -> tuple[str, str] | None:
+    """Names of two modules that share a parameter, where one of them is among `layers`."""
+    owners: dict[int, tuple[str, nn.Module]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            other, owner = owners.setdefault(id(parameter), (name, module))
+            if owner is not module and any(layer is owner or layer is module for layer in layers):
+                return other, name
+    return None
+
+
+def to_plain(model: nn.Module) -> nn.Module:
+    """Make every variational layer of a model the plain layer it was made from, in place, and return the model: the
+    weights are those of eval mode, removed ones zero. Without variational layers a model is left as it is."""
+    plain = {variational: kind for kind, variational in KINDS.items()}
+    for _, layer in list(variational_layers(model)):
+        with torch.no_grad():
+            for matrix in layer.matrices():
+                matrix.weight.copy_(matrix.masked(layer.loga_threshold))
+        for name, _ in list(layer.named_parameters(recurse=False)):
+            if name.endswith("log_sigma2"):
+                delattr(layer, name)
+        layer.__class__ = plain[type(layer)]  # type: ignore[assignment]
     return model

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vdbench.netfile import parameter_name
 from vdbench.records import Layer, MultiplyAdds, Size, Work
 from vdbench.variational import VariationalDropout, weight_name
 
@@ -33,13 +34,6 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
         elif isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
             found[name] = module.weight.detach()
     return found
-
-
-def parameter_name(layer: str) -> str:
-    """The name in a state dict of a weight tensor of `weights`; a model that is itself the layer has the empty name."""
-    if layer.rpartition(".")[2].startswith("weight_"):
-        return layer
-    return f"{layer}.weight" if layer else "weight"
 
 
 def layers(model: nn.Module) -> list[Layer]:
@@ -74,7 +68,7 @@ def compression_ratio(total: int, nonzero: int) -> float:
 
 
 def sparsity(model: nn.Module) -> float:
-    """Zeros / total over the weights of all linear and convolutional layers."""
+    """Zeros / total over the weights of all layers, biases left out."""
     return size(model).sparsity
 
 

@@ -20,6 +20,13 @@ class NetFileError(RecordError):
     """A file that is not a pruned net, or a damaged one; the message names the file."""
 
 
+def parameter_name(layer: str) -> str:
+    """The name in a state dict of a layer's weight tensor; a model that is itself the layer has the empty name."""
+    if layer.rpartition(".")[2].startswith("weight_"):
+        return layer
+    return f"{layer}.weight" if layer else "weight"
+
+
 def write_arrays(
     path: Path, weights: dict[str, np.ndarray], others: dict[str, np.ndarray], meta: dict[str, Any]
 ) -> None:

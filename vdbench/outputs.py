@@ -1,5 +1,6 @@
 """Which tables and figures a suite ends in, and what readers see things called; a workflow imports it for nothing."""
 
+from vdbench import published
 from vdbench.config import VARIATIONAL_METHODS, VGG_WIDTHS, Experiment, Suite
 from vdbench.config_timing import RANDOM_MASKS, Backend, SyntheticConvolution, SyntheticLinear, SyntheticNet
 
@@ -45,11 +46,17 @@ BACKENDS: dict[Backend, str] = {
     "im2col_scipy": "im2col, SciPy CSR",
     "vdbench": "vdbench",
 }
-TABLES = {"table1": "Table 1: error and compression", "speedup": "measured speedup", "runs": "every run"}
+TABLES = {
+    "table1": "Table 1: error and compression",
+    "runs": "every run",
+    "kept": "what language models are left with",
+    "speedup": "measured speedup",
+}
 FIGURES = {
     "error_vs_compression": "error against compression",
     "error_and_compression_by_width": "error and compression against width",
     "training_curves": "training curves",
+    "published_curves": "training curves over published ones",
     "log_alpha": "log α after training",
     "first_layer": "what the first layer kept",
     "layers_left": "what is left of each layer",
@@ -108,7 +115,9 @@ def error_name(experiment: Experiment) -> str:
 
 
 def tables(suite: Suite) -> list[str]:
-    return [*(["table1", "runs"] if suite.experiments else []), *(["speedup"] if timed(suite) else [])]
+    found = ["table1", "runs"] if suite.experiments else []
+    found += ["kept"] if any(e.model in LANGUAGE_MODELS for e in suite.experiments.values()) else []
+    return found + (["speedup"] if timed(suite) else [])
 
 
 def timed(suite: Suite) -> list[str]:
@@ -125,10 +134,10 @@ def figures(suite: Suite) -> dict[str, tuple[str, list[str]]]:
     if widths:
         found["error_and_compression_by_width"] = ("error_and_compression_by_width", widths)
     for name, experiment in suite.experiments.items():
-        kinds = ["training_curves"]
+        kinds = ["training_curves", *(["published_curves"] if published.curves(experiment) else [])]
         if set(VARIATIONAL_METHODS) & set(experiment.present_methods()):
             kinds += ["log_alpha"] if experiment.model in LANGUAGE_MODELS else ["log_alpha", "first_layer"]
-            kinds += ["layers_left"] if name in widths else []
+            kinds += ["layers_left"] if name in widths or experiment.model in LANGUAGE_MODELS else []
         if experiment.timed:
             kinds += ["time_per_image"]
         found |= {f"{kind}_{name}": (kind, [name]) for kind in kinds}

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 class Tree:
     """Picture files by split and class, every class in both splits and none of them empty.
 
-    Hidden files, and what lies outside `train` and `test`, are passed over; any other file counts as a picture.
+    What is hidden, and what lies outside `train` and `test`, are passed over; any other file counts as a picture.
 
     Raises:
         DataError: the tree is not as described; the message names the file or folder.
@@ -44,7 +45,7 @@ class Tree:
                 self.names[split].setdefault(rest[0], [])
         for name in sorted(files):
             split, *rest = PurePosixPath(name).parts
-            if split not in self.names or PurePosixPath(name).name.startswith("."):
+            if split not in self.names or any(part.startswith(".") for part in rest):
                 continue
             if len(rest) != 2:
                 raise DataError(f"{where}/{name}: pictures belong in {split}/<class>/, no higher and no deeper")
@@ -101,6 +102,8 @@ class Tree:
             with Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=FORMATS) as image:
                 if image.width * image.height > LARGEST_PICTURE:
                     raise ValueError(f"{image.width} x {image.height} pixels")
+                if image.mode[0] in "IF":
+                    raise ValueError("it has more than 8 bits a channel; convert it")
                 return np.asarray(image.convert("RGB"))
         except Exception as error:  # every format's decoder has its own way of giving up
             raise DataError(
@@ -114,9 +117,14 @@ def _size(shape: tuple[int, ...]) -> str:
 
 def in_folder(root: Path) -> Tree:
     """The pictures in a folder. Raises DataError."""
-    paths = [path for split in ("train", "test") for path in (root / split).rglob("*")]
-    folders = [path.relative_to(root).as_posix() for path in paths if path.is_dir()]
-    return Tree(str(root), folders, {path.relative_to(root).as_posix(): path for path in paths if path.is_file()})
+    folders: list[str] = []
+    files: dict[str, bytes | Path] = {}
+    for split in ("train", "test"):
+        for place, inner, names in os.walk(root / split, followlinks=True):
+            here = Path(place).relative_to(root)
+            folders += [(here / name).as_posix() for name in inner]
+            files |= {(here / name).as_posix(): root / here / name for name in names}
+    return Tree(str(root), folders, files)
 
 
 class _Bounded:

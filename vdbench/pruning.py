@@ -1,6 +1,7 @@
 """From trained weights to a pruned net: masks at the threshold, evaluation, the trade-off over thresholds."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ from vdbench.config import VARIATIONAL_METHODS, RunSpec, spec_sha256
 from vdbench.data import Dataset
 from vdbench.job import Job
 from vdbench.models import MODELS
-from vdbench.records import Control, CurvePoint, LayerHistogram, Record
-from vdbench.structure import LanguageModel, structure
+from vdbench.records import Control, CurvePoint, LayerHistogram, Record, Words
+from vdbench.structure import LanguageModel, structure, told_words
 from vdbench.tensors import load_state, state_sha256
 from vdbench.text import Text
 from vdbench.training import build_model, pick_device
@@ -27,13 +28,13 @@ def pruned_state(model: nn.Module) -> dict[str, Tensor]:
     """A state dict of the plain net: weights masked, log_sigma2 gone."""
     state = {name: value for name, value in model.state_dict().items() if not name.endswith("log_sigma2")}
     for name, weight in metrics.weights(model).items():
-        state[metrics.parameter_name(name)] = weight + 0.0  # a removed negative weight is -0.0, a file's 0.0
+        state[netfile.parameter_name(name)] = weight + 0.0  # a removed negative weight is -0.0, a file's 0.0
     return state
 
 
 def save_net(path: Path, model: nn.Module, meta: dict[str, object]) -> None:
     """Write a trained net's masked weights to a pruned-net file (see `netfile`)."""
-    sparse = set(map(metrics.parameter_name, metrics.weights(model)))
+    sparse = set(map(netfile.parameter_name, metrics.weights(model)))
     arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in pruned_state(model).items()}
     weights = {name: array for name, array in arrays.items() if name in sparse}
     netfile.write_arrays(path, weights, {n: a for n, a in arrays.items() if n not in sparse}, dict(meta))
@@ -112,6 +113,16 @@ def _control(dense: Record) -> Control:
     )
 
 
+def _left_of_language(model: nn.Module, data: Dataset | Text) -> dict[str, Any]:
+    """For the record of a language model: what it is left with."""
+    if not (isinstance(model, LanguageModel) and isinstance(data, Text)):
+        return {}
+    left = structure(model)
+    words = {"read": left.words_read(), "predicted": left.words_predicted()}
+    told = {kind: Words(**told_words(kept, data.vocabulary)) for kind, kept in words.items()}
+    return {"kept": left.counts(), "words": told}
+
+
 def prune(
     spec: RunSpec, *, suite: str, output: Path, data: Dataset | Text, weights: Path, control: Path | None = None
 ) -> Record:
@@ -125,12 +136,15 @@ def prune(
         control: prune record of the dense net the run is compared with; None for the dense run itself.
 
     Raises:
-        RecordError: an input cannot be read, or the weights belong to another spec.
+        RecordError: an input cannot be read, or the weights belong to another spec or to data of the user's that
+            have changed since.
     """
     job, content = Job("prune", spec, suite), spec.content()
     trained = records.read(weights.parent / "train.json")
     if trained.spec_sha256 != spec_sha256(content):
         raise records.RecordError(f"{weights} was trained under another spec than this job's; rerun its training")
+    if "data" in trained.inputs and trained.inputs["data"] != data.sha256():
+        raise records.RecordError(f"{spec.dataset} has changed since {weights} was trained on it; rerun its training")
     device = pick_device()
     model = build_model(spec, data.num_classes, pretrained=None)
     load_state(model, weights)
@@ -164,7 +178,7 @@ def prune(
         size=size,
         layers=metrics.layers(model),
         multiply_adds=metrics.multiply_adds(model, data.example),
-        kept=structure(model).counts() if isinstance(model, LanguageModel) else {},
+        **_left_of_language(model, data),
         threshold=spec.threshold,
         curve=trade_off(model, data) if variational else [],
         log_alpha_histogram=log_alpha_histograms(model) if variational else [],

@@ -15,7 +15,8 @@ _FOLDERS = (Path(__file__).parent / "reference", Path(__file__).parent.parent / 
 class Published:
     """One row of table1.csv, numbers as printed: "0.80" stays "0.80", "1.0" stays "1.0".
 
-    `kind` is "published" (the paper's own table), "third_party" (someone else's run of Sparse VD on the same net) or
+    `kind` is "published" (the paper's own table, and for recurrent nets that of Chirkova et al. 2018, whose errors are
+    perplexities), "third_party" (someone else's run of Sparse VD on the same net) or
     "related" (a slightly different net, or a quotation: for a table with its remark, not for a figure).
     `confidence` is "read" (in the named source) or "derived" (computed from what was read; `remark` says how).
     """
@@ -61,6 +62,39 @@ def rows(kind: str, experiment: Experiment) -> list[Published]:
         return []
     wanted = kind, experiment.model, experiment.dataset
     return [row for row in table1() if (row.kind, row.network, row.dataset) == wanted]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of rnn_curves.csv: a language model after an epoch of its training, as its authors logged it."""
+
+    network: str
+    dataset: str
+    method: str
+    epoch: int
+    validation_perplexity: float
+    test_perplexity: float
+    compression: float
+    source: str
+
+
+@cache
+def _curves() -> tuple[Epoch, ...]:
+    with reference_file("rnn_curves.csv").open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        kinds = {field.name: field.type for field in fields(Epoch)}
+        if reader.fieldnames != list(kinds):
+            raise ValueError(f"rnn_curves.csv: columns {reader.fieldnames}, expected {list(kinds)}")
+        return tuple(Epoch(**{name: kinds[name](text) for name, text in row.items()}) for row in reader)  # type: ignore
+
+
+def curves(experiment: Experiment) -> dict[str, list[Epoch]]:
+    """What was published of the training of this experiment's net on its data set, by method."""
+    found: dict[str, list[Epoch]] = {}
+    for row in _curves():
+        if (row.network, row.dataset) == (experiment.model, experiment.dataset):
+            found.setdefault(row.method, []).append(row)
+    return found
 
 
 def by_width(dataset: str, method: str) -> list[Published]:

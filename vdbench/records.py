@@ -84,6 +84,13 @@ class CurvePoint(_Measured):
     compression_ratio: float
 
 
+class Words(_Part):
+    """Which words a language model still tells apart, where some are dropped: a few examples each."""
+
+    frequent_dropped: list[str] = Field(description="the most frequent ones that are not, most frequent first")
+    rare_kept: list[str] = Field(description="the least frequent ones that are, least frequent first")
+
+
 class LayerHistogram(_Part):
     """Weights of one layer counted by log alpha, in equal bins over [-8, 8]."""
 
@@ -135,6 +142,7 @@ class Record(_Part):
     layers: list[Layer] = []
     multiply_adds: MultiplyAdds | None = None
     kept: dict[str, int] = Field({}, description="words, units and gates that a language model is left with")
+    words: dict[Literal["read", "predicted"], Words] = Field({}, description="of a language model")
     threshold: float | None = None
     curve: list[CurvePoint] = []
     log_alpha_histogram: list[LayerHistogram] = []
@@ -147,7 +155,7 @@ class Record(_Part):
     )
     inputs: dict[str, str] = Field(
         {},
-        description="of training: hashes of the `pretrained` and `matched` nets' weights, of the user's own `images`",
+        description="of training: hashes of the `pretrained` and `matched` nets' weights, of the user's own `data`",
     )
     weights_sha256: str | None = None
     trained_sha256: str | None = Field(None, description="of the trained weights that a pruned net was made from")

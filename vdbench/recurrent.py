@@ -93,7 +93,7 @@ class VariationalDropoutEmbedding(SingleWeight, nn.Embedding):
 
     Args:
         num_embeddings, embedding_dim, padding_idx, device, dtype: as `torch.nn.Embedding`. The row at `padding_idx`
-            has no noise.
+            is zero, without noise.
         p_threshold, loga_threshold, initial_log_sigma2: as `VariationalDropoutLinear`, and so `mask_in_training`.
 
     Shape: input (*) int64, output (*, embedding_dim).
@@ -129,7 +129,10 @@ class VariationalDropoutEmbedding(SingleWeight, nn.Embedding):
     def refuses(cls, layer: nn.Module) -> str | None:
         changed = {"max_norm": None, "scale_grad_by_freq": False, "sparse": False}
         found = [name for name, usual in changed.items() if getattr(layer, name) != usual]
-        return f"a variational embedding has no {', '.join(found)}" if found else None
+        if found:
+            return f"a variational embedding has no {', '.join(found)}"
+        padded = layer.padding_idx is not None and bool(layer.weight[layer.padding_idx].any())  # type: ignore[operator]
+        return "the padding row of a variational embedding is zero" if padded else None
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:  # of the rows that occur alone, for the others may be many

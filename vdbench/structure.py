@@ -46,16 +46,21 @@ class Structure:
     output: Tensor
     bias: Tensor
 
-    def counts(self) -> dict[str, int]:
-        """What is left: `words_read`, whose embedding is not zero; `words_predicted`, whose logit is not constant;
-        `dimensions` of the embedding; `units` and `gates` that have weights, by layer."""
-        last = self.layers[-1].kept
+    def words_read(self) -> Tensor:
+        """Bool (words,): the words whose embedding is not zero."""
         if self.embedding is None:
             first = self.layers[0]
-            read = first.inputs[:, first.kept].any(dim=1).any(dim=0)
-        else:
-            read = self.embedding[:, self.dimensions].any(dim=1)
-        found = {"words_read": int(read.sum()), "words_predicted": int(self.output[:, last].any(dim=1).sum())}
+            return first.inputs[:, first.kept].any(dim=1).any(dim=0)
+        return self.embedding[:, self.dimensions].any(dim=1)
+
+    def words_predicted(self) -> Tensor:
+        """Bool (words,): the words whose logit is not constant."""
+        return self.output[:, self.layers[-1].kept].any(dim=1)
+
+    def counts(self) -> dict[str, int]:
+        """What is left: `words_read` and `words_predicted`; `dimensions` of the embedding; `units` and `gates` that
+        have weights, by layer."""
+        found = {"words_read": int(self.words_read().sum()), "words_predicted": int(self.words_predicted().sum())}
         if self.embedding is not None:
             found["dimensions"] = int(self.dimensions.sum())
         below = self.dimensions
@@ -67,14 +72,23 @@ class Structure:
         return found
 
 
+def told_words(kept: Tensor, vocabulary: tuple[str, ...], *, count: int = 12) -> dict[str, list[str]]:
+    """Of a vocabulary, most frequent words first: the most frequent that are not `kept`, and the least frequent that
+    are, `count` of each."""
+    left, dropped = ([vocabulary[k] for k in mask.nonzero().flatten().tolist()] for mask in (kept, ~kept))
+    return {"frequent_dropped": dropped[:count], "rare_kept": left[::-1][:count]}
+
+
 def structure(model: nn.Module) -> Structure:
     """What a language model is made of and left with, in eval mode.
 
     Raises:
-        ValueError: the model is not one of `language`.
+        ValueError: the model is not one of `language`, or its recurrent layer is neither an LSTM nor a tanh RNN.
     """
     if not isinstance(model, LanguageModel):
         raise ValueError(f"{type(model).__name__} is not a language model of vdbench: it is RNNLM or OneHotRNNLM")
+    if model.rnn.mode not in GATES:
+        raise ValueError(f"a recurrent layer of kind {model.rnn.mode}: there are {' and '.join(GATES)}")
     rnn, weights = model.rnn, {name: weight.cpu() for name, weight in metrics.weights(model).items()}
     gates, units = GATES[rnn.mode], rnn.hidden_size
     matters = weights["output"].any(dim=0)

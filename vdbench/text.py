@@ -128,11 +128,12 @@ class TextSource:
 
 def _decoded(content: bytes, what: str) -> list[str]:
     try:
-        return content.decode("utf-8").splitlines()
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{what}: not UTF-8: byte {content[error.start]:#04x} at position {error.start:,}; save it as UTF-8"
         ) from None
+    return text.removesuffix("\n").split("\n") if text else []  # `splitlines` knows more ends of lines than that
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from vdbench import outputs
 from vdbench.config import Suite
 from vdbench.plots import style
+from vdbench.plots.curves import published_curves
 from vdbench.plots.inference import time_per_image
 from vdbench.plots.layers import roofline, speedup_by_sparsity
 from vdbench.plots.structure import layers_left
@@ -21,6 +22,7 @@ FIGURES = {
     "error_vs_compression": error_vs_compression,
     "error_and_compression_by_width": error_and_compression_by_width,
     "training_curves": training_curves,
+    "published_curves": published_curves,
     "log_alpha": log_alpha,
     "first_layer": first_layer,
     "layers_left": layers_left,

@@ -47,12 +47,12 @@ def _bars(axis, places: np.ndarray, values: np.ndarray, width: float, colour: st
 
 def _neuron_compression(view: View, record: Record) -> Sequence[float] | None:
     """Neurons of each layer over those left; None where the pruned net is not beside its record."""
-    from vdbench.netfile import read_arrays
+    from vdbench.netfile import parameter_name, read_arrays
 
     path = view.file(record, "pruned.npz")
     if path is None:
         return None
     arrays = read_arrays(path)[0]
-    weights = [arrays[f"{layer.name}.weight"] for layer in record.layers]
+    weights = [arrays[parameter_name(layer.name)] for layer in record.layers]
     left = [np.count_nonzero(weight.reshape(len(weight), -1).any(axis=1)) for weight in weights]
     return [len(weight) / max(count, 1) for weight, count in zip(weights, left, strict=True)]

@@ -22,7 +22,7 @@ _IN_A_LINE = 5  # of the legend
 
 def training_curves(view: View) -> Figure:
     """Error and KL of every method, then per-layer sparsity method by method; thin lines seeds, thick ones means."""
-    histories = _histories(view)
+    histories = histories_of(view)
     if not histories:
         raise NoData(f"no history of {view.name} is beside its records")
     methods = list(histories)
@@ -32,9 +32,9 @@ def training_curves(view: View) -> Figure:
     upper, *lower = figure.subfigures(2 if sparse else 1, 1, squeeze=False).ravel()
     panels = upper.subplots(1, 2 if variational else 1, squeeze=False).ravel()
     for method in methods:
-        _curves(panels[0], histories[method], outputs.measure(view.experiment), COLOURS[method])
+        draw_curves(panels[0], histories[method], outputs.measure(view.experiment), COLOURS[method])
     for method in variational:
-        _curves(panels[1], histories[method], "kl", COLOURS[method])
+        draw_curves(panels[1], histories[method], "kl", COLOURS[method])
     plain_log_axis(panels[0], "y")
     panels[0].set(xlabel="Epoch", ylabel=view.error_label)
     if variational:
@@ -56,13 +56,13 @@ def _sparsities(axes: Sequence[Axes], histories: dict[str, list[pd.DataFrame]], 
     for axis, method in zip(axes, methods, strict=True):
         for layer, colour in _coloured(_layers(histories[method][0])):
             percent = [h.assign(**{layer: 100 * h[_LAYER + layer]}) for h in histories[method]]
-            _curves(axis, percent, layer, colour)
+            draw_curves(axis, percent, layer, colour)
         axis.set(xlabel="Epoch", title=outputs.METHODS[method], ylim=(-3, 103))
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes[0].set_ylabel("Sparsity (%)")
 
 
-def _curves(axis: Axes, histories: Sequence[pd.DataFrame], column: str, colour: str) -> None:
+def draw_curves(axis: Axes, histories: Sequence[pd.DataFrame], column: str, colour: str) -> None:
     series = [history.set_index("epoch")[column] for history in histories]
     for one in series:
         axis.plot(one.index, one, color=colour, linewidth=0.7, alpha=0.4)
@@ -81,7 +81,7 @@ def _layers(history: pd.DataFrame) -> list[str]:
     return [name.removeprefix(_LAYER) for name in history.columns if name.startswith(_LAYER)]
 
 
-def _histories(view: View) -> dict[str, list[pd.DataFrame]]:
+def histories_of(view: View) -> dict[str, list[pd.DataFrame]]:
     found: dict[str, list[pd.DataFrame]] = {}
     for record in view.of("train"):
         path = view.file(record, record.history) if record.history else None

@@ -56,6 +56,8 @@ class SparseLanguageModel(nn.Module):
     @torch.no_grad()
     def forward(self, input: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits (T, N, words) and the state after the last of the words, int64 (T, N)."""
+        if input.dim() != 2:
+            raise ValueError(f"words are (T, N), not {tuple(input.shape)}")
         steps, sequences = input.shape
         words = np.ascontiguousarray(input.numpy().reshape(-1))
         if len(words) and not 0 <= words.min() <= words.max() < self.words:
@@ -63,9 +65,14 @@ class SparseLanguageModel(nn.Module):
         value = np.zeros((self._dimensions, len(words)), np.float32)
         if self._embedding is not None:
             kernels.look_up(*self._embedding, words, value)
-        states = [part.numpy() for part in ((state,) if isinstance(state, Tensor) else state or ())]
-        kinds = 2 if self.mode == "LSTM" else 1
-        after = [np.zeros((len(self._layers), sequences, self.units), np.float32) for _ in range(kinds)]
+        kinds, shape = 2 if self.mode == "LSTM" else 1, (len(self._layers), sequences, self.units)
+        states = () if state is None else (state,) if isinstance(state, Tensor) else tuple(state)
+        if states and [tuple(part.shape) for part in states] != [shape] * kinds:
+            found = " and ".join(str(tuple(part.shape)) for part in states)
+            wanted = "h and c" if kinds == 2 else "h"
+            raise ValueError(f"the state of so many sequences is {wanted}, each {shape}, not {found}")
+        states = [part.float().numpy() for part in states]
+        after = [np.zeros(shape, np.float32) for _ in range(kinds)]
         for number, (inputs, hidden, bias) in enumerate(self._layers):
             kept = self.kept[number]
             gates = np.repeat(bias, len(words), axis=1)

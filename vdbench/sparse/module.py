@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vdbench.conversion import to_plain
 from vdbench.sparse.engine import CompiledNet, compile_sparse
 from vdbench.sparse.language import SparseLanguageModel
 from vdbench.sparse.tracing import Untraceable
 from vdbench.structure import LanguageModel
-from vdbench.variational import VariationalDropoutConv2d, VariationalDropoutLinear
 
 log = logging.getLogger("vdbench")
 
-LAYERS = (nn.Linear, nn.Conv2d, VariationalDropoutLinear, VariationalDropoutConv2d)
+LAYERS = (nn.Linear, nn.Conv2d)
 
 
 class SparseModule(nn.Module):
@@ -34,7 +34,7 @@ class SparseModule(nn.Module):
 
     @torch.no_grad()
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        if self._whole and len(inputs) == 1 and isinstance(inputs[0], Tensor) and not named:
+        if self._whole and not named and len(inputs) == 1 and _is_float(inputs[0]):
             batch = inputs[0].detach()
             if isinstance(self.model, nn.Linear):  # takes any number of axes in front
                 flat = self._compiled(batch.reshape(-1, batch.shape[-1]))
@@ -62,9 +62,14 @@ class SparseModule(nn.Module):
         return self
 
 
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 def layer_by_layer(model: nn.Module, threads: int | None) -> nn.Module:
-    """The model with every linear and convolutional layer swapped for one that is compiled by itself. Subclasses that
-    are not ours stay, since they compute something else."""
+    """The model with every linear and convolutional layer swapped for one that is compiled by itself, and other
+    variational layers for plain ones. Subclasses that are not ours stay, since they compute something else."""
+    model = to_plain(model)
     swaps = {layer: SparseModule(layer, threads) for layer in model.modules() if type(layer) in LAYERS}
     for name, layer in list(model.named_modules(remove_duplicate=False)):
         if name and layer in swaps:

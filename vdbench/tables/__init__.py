@@ -5,10 +5,10 @@ from pathlib import Path
 
 from vdbench import outputs
 from vdbench.config import Suite
-from vdbench.tables import render, runs, speedup, table1
+from vdbench.tables import kept, render, runs, speedup, table1
 from vdbench.tables.results import Sources, gather, source_notes
 
-TABLES = {"table1": table1.document, "runs": runs.document, "speedup": speedup.document}
+TABLES = {"table1": table1.document, "runs": runs.document, "kept": kept.document, "speedup": speedup.document}
 _NOTES_IN_TERMINAL = 8
 
 

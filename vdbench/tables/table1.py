@@ -16,12 +16,18 @@ LEGEND = [
     "Every result of ours is of the last epoch: mean ± sample standard deviation over n seeds, with the 95 % "
     "percentile bootstrap interval of the mean, which at n of 3 to 5 covers less than it says. Published numbers are "
     "single values; their authors give no spread.",
-    "Compression = weights / weights that are not zero, mean over seeds of the ratio; biases are not counted. "
-    "Theoretical speedup = multiply-adds / multiply-adds left.",
+    "Compression = weights / weights that are not zero, mean over seeds of the ratio; biases are not counted, weights "
+    "of units that no longer matter are. Theoretical speedup = multiply-adds / multiply-adds left.",
     "Against the paper, for the two variational methods: our mean error minus its error, in percentage points, and our "
     "mean compression over its compression. Against dense: error minus that of the dense net of the same seed, in "
     "percentage points, mean ± sample standard deviation of the paired differences.",
 ]
+
+
+def _held_out(experiment: Experiment) -> str:
+    if outputs.measure(experiment) == "perplexity":
+        return f"{experiment.validation_size:,} words of a validation text"
+    return f"{experiment.validation_size:,} held-out training images"
 
 
 def document(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]]) -> Document:
@@ -42,8 +48,8 @@ def document(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]])
             sections.append(Section(f"{title}: what others report for Sparse VD", _others(others)))
         if experiment.validation_size:
             remarks.append(
-                f"{name}: validation error on {experiment.validation_size} held-out training images, not comparable "
-                "with published test errors, so none is shown beside it."
+                f"{name}: {outputs.error_name(experiment)} on {_held_out(experiment)}, not comparable with published "
+                "results on test sets, so none is shown beside it."
             )
         elif not paper:
             remarks.append(
