@@ -154,10 +154,14 @@ def test_logs_of_past_runs_are_kept(tmp_path):
 
     run()
     assert log.read_text().startswith("vdbench: error: missing.yaml: no such suite file")
-    for number in range(1, 10):
+    log.unlink()  # as Snakemake does before it runs a job again
+    first = log.with_name("collect.log.1")
+    first.write_text("the run before")
+    for number in range(2, 10):
         log.with_name(f"collect.log.{number}").write_text(str(number))
     run()
-    assert log.with_name("collect.log.1").read_text() == log.read_text()
+    assert log.read_text() == first.read_text() != "the run before"
+    assert log.with_name("collect.log.2").read_text() == "the run before"
     assert log.with_name("collect.log.9").read_text() == "8"
     assert {path.name for path in log.parent.iterdir()} == {"collect.log", *(f"collect.log.{n}" for n in range(1, 10))}
 

@@ -40,9 +40,7 @@ def parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
         )
 
     def log_flag(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "--log", type=Path, metavar="FILE", help="say everything there; the logs of past runs are kept"
-        )
+        sub.add_argument("--log", type=Path, metavar="FILE", help="say everything there; logs of past runs are kept")
 
     def job(name: str) -> argparse.ArgumentParser:
         sub = verb(name)

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -146,11 +145,16 @@ def _taken(file: TextIO) -> bool:
 
 
 def log_to(path: Path) -> None:
-    """From now on what this process says goes to a file; the files of the last runs are kept, as `<path>.1` and on."""
+    """From now on what this process says goes to `<path>.1`, and `path` is a link to it: Snakemake deletes the log of
+    the run before, but no more than the link. The logs of runs before this one are `<path>.2` and on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        RotatingFileHandler(path, backupCount=KEPT_LOGS, delay=True).doRollover()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    names = [path.with_name(f"{path.name}.{number}") for number in range(1, KEPT_LOGS + 1)]
+    for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
+        if newer.exists():
+            newer.replace(older)
+    path.unlink(missing_ok=True)
+    path.symlink_to(names[0].name)
+    descriptor = os.open(names[0], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.close(descriptor)

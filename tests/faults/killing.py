@@ -237,7 +237,7 @@ class Campaign:
         litter = [path for path in made if path.name in ("resume.pt", "progress.json")]
         litter += [path for path in made if path.name.endswith(records.PART) and "seed" in str(path)]
         assert not litter, litter
-        logs = [path.read_text() for path in now.rglob("train.log*")]
+        logs = [path.read_text() for path in now.rglob("train.log.?")]
         self.counts["resumes"] += sum("resumed after epoch" in log for log in logs)
         self.counts["jobs that waited for one that outlived Snakemake"] += sum("is at work here" in log for log in logs)
 
