@@ -2,16 +2,19 @@
 # make test      the tests
 # make check     formatting, lints, types, workflow
 # make report    the smoke suite's report as one HTML file
+# make faults    kill -9 and damaged files at length; docs/faults.md says what comes of it
 # make benchmark cost of a training step and of sparse inference, measured
 # Everything happens in .venv, which is made on first use.
 PYTHON ?= python3
 SUITE ?= configs/smoke.yaml
 CORES ?= 2
+KILLS ?= 100
+EXAMPLES ?= 20000
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SNAKEMAKE = snakemake --cores $(CORES) --configfile $(SUITE) --workflow-profile workflow/profiles/local
 
-.PHONY: demo test check report benchmark
+.PHONY: demo test check report benchmark faults
 .DELETE_ON_ERROR:
 
 demo: .venv/run
@@ -34,6 +37,11 @@ check: .venv/dev
 	snakemake --lint
 
 report: demo
+
+# kills and fuzzing at length: an hour or two
+faults: .venv/dev
+	python tests/faults/killing.py --kills $(KILLS) --output results/recorded/faults/kills.json
+	FUZZ_EXAMPLES=$(EXAMPLES) pytest -q tests/faults/test_fuzz.py
 
 benchmark: .venv/dev
 	pytest -q tests/benchmarks --benchmark-only

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import factory
@@ -284,29 +283,6 @@ def test_status_and_tables_agree_on_a_net_pruned_from_other_weights(project, cap
     assert cli.main(["status", "tiny.yaml"]) == 1
     assert expected in capsys.readouterr().out
     assert records.load(Path("results/tiny"), config.parse_suite(SUITE, "tiny"))[1] == [expected]
-
-
-@pytest.mark.parametrize(
-    ("log", "age_s", "state"),
-    [
-        ("epoch 3/9  loss 0.1\n", 5, "running"),
-        ("epoch 3/9  loss 0.1\n", 5000, "interrupted"),
-        ("Traceback (most recent call last):\nRuntimeError: no\n", 5, "failed"),
-        ("vdbench: error: no\n", 5000, "failed"),
-        ("vdbench: error: a.yaml: suite: wrong\na.yaml: timing: wrong\n", 5, "failed"),
-        ("RuntimeError: size mismatch for fc1:\n    copying a param\n", 5, "failed"),
-    ],
-)
-def test_status_reads_unfinished_runs_from_their_logs(empty, capsys, log, age_s, state):
-    path = empty / "results/tiny/fc/dense/seed0/train.log"
-    path.parent.mkdir(parents=True)
-    path.write_text(log)
-    os.utime(path, (time.time() - age_s,) * 2)
-    assert cli.main(["status", "tiny.yaml"]) == 1
-    out = capsys.readouterr().out
-    line = log.splitlines()[1 if log.startswith("Traceback") else 0]
-    assert f"{state}: fc/dense/seed0 train: {line}" in out
-    assert f"5 jobs: 1 {state}, 4 missing" in out
 
 
 def test_info_lists_what_there_is(capsys):

@@ -2,6 +2,9 @@
 
 import contextlib
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -249,3 +252,31 @@ def test_a_layer_keeps_neither_its_squared_input_nor_a_second_output():
     shapes = list({t.untyped_storage().data_ptr(): tuple(t.shape) for t in saved}.values())
     assert shapes.count((40, 50)) == 1  # the input, and no square of it
     assert shapes.count((40, 30)) == 1  # the noise
+
+
+COMPILED = """
+import hashlib
+import numpy as np
+from vdbench import kernels
+
+draw = np.random.default_rng(0)
+weight, mean, noise, grad = (draw.normal(size=20_000).astype(np.float32) for _ in range(4))
+log_sigma2, variance = draw.normal(-6, 3, 20_000).astype(np.float32), abs(draw.normal(size=20_000)).astype(np.float32)
+made = [np.zeros_like(weight) for _ in range(9)]
+kl = [kernels.posterior(weight, log_sigma2, *made[:4], 20.0), kernels.divergence(weight, log_sigma2)]
+kernels.divergence_gradients(weight, log_sigma2, 1.0, *made[4:6])
+kernels.sample(weight, log_sigma2, made[6], 7, 20.0)
+kernels.sample_gradients(weight, log_sigma2, grad, *made[7:9], 7, 20.0)
+kernels.add_noise(mean, variance, noise)
+print([hashlib.sha256(array.tobytes()).hexdigest() for array in (*made, mean, noise, np.array(kl))])
+"""
+
+
+@pytest.mark.slow
+def test_kernels_compiled_now_and_loaded_from_the_cache_give_the_same_numbers(tmp_path):
+    """A run that is cut off goes on in another process, which does not compile any more."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", COMPILED]
+    compiled, loaded = (subprocess.check_output(command, env=environment, text=True) for _ in range(2))
+    assert any(tmp_path.rglob("*.nbc"))
+    assert compiled == loaded

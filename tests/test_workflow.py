@@ -1,10 +1,13 @@
 """The workflow as people use it: what runs, what runs again, and what is refused before anything runs."""
 
+import base64
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,7 @@ FULL = (
 """
 )
 REPORTING = {("collect", ""), ("table", ""), ("plot", ""), ("all", "")}
+TIMED_RUN = ("time_inference", "fc/vd_warmup/0")
 TIMED = {("time_inference", net) for net in ("fc/vd_warmup/0", "line/density0.5/0", "line/density0.25/0")}
 
 
@@ -333,3 +337,43 @@ def test_on_kubernetes_every_file_is_found_in_the_volume(fresh):
     assert done.returncode == 0, done.stdout
     trained = re.search(r"rule pretrain:.*?resources: ([^\n]*)", done.stdout, re.DOTALL)
     assert trained and "gpu=1, gpu_manufacturer=nvidia" in trained[1]
+
+
+def test_a_fetch_that_was_cut_off_hides_nothing_that_is_missing(project):
+    """Its report is there, Snakemake has not noted that, and something that stands on it is missing."""
+    report, missing = "results/tiny/data/digits.json", project.folder / "results/tiny/collected.csv"
+    marker = project.folder / ".snakemake/incomplete" / base64.b64encode(report.encode()).decode()
+    kept = missing.read_bytes()
+    marker.touch()
+    missing.unlink()
+    try:
+        assert project.planned("--rerun-incomplete") == {("collect", ""), ("all", "")}
+    finally:
+        missing.write_bytes(kept)
+        marker.unlink()
+
+
+def test_a_clock_that_was_set_back_repeats_what_is_quick_to_tell_from_files(project):
+    """Weights from the future are newer than all that was made of them; what they are has not changed."""
+    weights = project.folder / "results/tiny/fc/dense/seed0/weights.pt"
+    stamps = weights.stat()
+    os.utime(weights, (stamps.st_atime, stamps.st_mtime + 86400))
+    try:
+        assert project.planned() == REPORTING | {("prune", "fc/dense/0"), ("prune", "fc/vd_warmup/0"), TIMED_RUN}
+    finally:
+        os.utime(weights, (stamps.st_atime, stamps.st_mtime))
+
+
+def test_a_second_snakemake_on_the_same_results_is_refused(fresh):
+    fresh.write("suite: tiny\n" + TRAINED.partition("\n")[2])
+    first = threading.Thread(target=fresh.snakemake, args=("results/tiny/data/digits.json",))
+    first.start()
+    locks = fresh.folder / ".snakemake/locks"
+    while not any(locks.glob("*")):
+        assert first.is_alive()
+        time.sleep(0.05)
+    second = fresh.snakemake("results/tiny/data/digits.json")
+    first.join()
+    assert second.returncode == 1
+    assert "cannot be locked" in second.stdout and "--unlock" in second.stdout
+    assert (fresh.folder / "results/tiny/data/digits.json").exists()

@@ -39,11 +39,15 @@ def parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
             "--mirror", type=Path, metavar="DIR", help="read before downloading; VDBENCH_MIRROR overrides it"
         )
 
+    def log_flag(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--log", type=Path, metavar="FILE", help="say everything there; logs of past runs are kept")
+
     def job(name: str) -> argparse.ArgumentParser:
         sub = verb(name)
         sub.add_argument("--suite", dest="suite_name", required=True, metavar="NAME", help="that the record will name")
         sub.add_argument("--spec", required=True, metavar="JSON", help="the run, as the workflow writes it")
         sub.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the run")
+        log_flag(sub)
         return sub
 
     def suite(name: str) -> argparse.ArgumentParser:
@@ -55,6 +59,7 @@ def parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
     sub = verb("fetch")
     sub.add_argument("dataset", help="one of those that `vdbench info` lists")
     sub.add_argument("--output", type=Path, metavar="FILE", help="report to write (JSON)")
+    log_flag(sub)
     data_flags(sub)
 
     sub = job("train")
@@ -68,11 +73,14 @@ def parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
     sub = job("time")
     sub.add_argument("--pruned", type=Path, metavar="FILE", help="pruned.npz of the run; none for a net not trained")
 
-    suite("collect").add_argument("--output", type=Path, metavar="FILE", help="default: results/<suite>/collected.csv")
+    sub = suite("collect")
+    sub.add_argument("--output", type=Path, metavar="FILE", help="default: results/<suite>/collected.csv")
+    log_flag(sub)
     for name in ("table", "plot"):
         sub = suite(name)
         sub.add_argument("--recorded", type=Path, metavar="DIR", help="the shipped runs (default: both)")
         sub.add_argument("--output", type=Path, required=name == "plot", metavar="DIR", help="folder to write to")
+        log_flag(sub)
     sub = suite("record")
     sub.add_argument("--recorded", type=Path, metavar="DIR", help="default: results/recorded/<suite>")
     sub.add_argument("--partial", action="store_true", help="leave out what is stale or missing, and say so")

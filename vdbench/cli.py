@@ -12,12 +12,13 @@ from vdbench import records
 from vdbench.arguments import parser
 from vdbench.config import RunSpec, Suite, SuiteError, load_suite, parse_case, parse_spec
 from vdbench.files import DataError
+from vdbench.mistakes import in_one_line
 
 if TYPE_CHECKING:
     from vdbench.data import Dataset
     from vdbench.text import Text
 
-EXPECTED_ERRORS = (SuiteError, records.RecordError, DataError, OSError)
+EXPECTED_ERRORS = (SuiteError, records.RecordError, DataError)
 
 
 def fetch(args: argparse.Namespace) -> int:
@@ -36,41 +37,49 @@ def fetch(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> int:
     """Train one run; started again after being killed, it goes on where it was."""
     from vdbench import training
+    from vdbench.running import at_work
 
-    record = training.train(
-        args.spec,
-        suite=args.suite_name,
-        output=args.output,
-        data=_dataset(args),
-        pretrained=args.pretrained,
-        matched=args.matched,
-        progress=sys.stderr.isatty(),
-    )
+    with at_work(args.output, "train") as work:
+        record = training.train(
+            args.spec,
+            suite=args.suite_name,
+            output=args.output,
+            data=_dataset(args),
+            pretrained=args.pretrained,
+            matched=args.matched,
+            progress=sys.stderr.isatty(),
+            report=work.report,
+            waited=work.waited,
+        )
     return _finished(record)
 
 
 def prune(args: argparse.Namespace) -> int:
     """Remove weights for good, evaluate what is left and write the pruned net."""
     from vdbench import pruning
+    from vdbench.running import at_work
 
-    record = pruning.prune(
-        args.spec,
-        suite=args.suite_name,
-        output=args.output,
-        data=_dataset(args),
-        weights=args.weights,
-        control=args.control,
-    )
+    with at_work(args.output, "prune"):
+        record = pruning.prune(
+            args.spec,
+            suite=args.suite_name,
+            output=args.output,
+            data=_dataset(args),
+            weights=args.weights,
+            control=args.control,
+        )
     return _finished(record)
 
 
 def time(args: argparse.Namespace) -> int:
     """Time inference with a pruned net, or with a random one, on every engine there is."""
     from vdbench import timing
+    from vdbench.running import at_work
 
-    record = timing.time_inference(
-        args.spec, suite=args.suite_name, output=args.output, pruned=args.pruned, progress=sys.stderr.isatty()
-    )
+    with at_work(args.output, "time"):
+        record = timing.time_inference(
+            args.spec, suite=args.suite_name, output=args.output, pruned=args.pruned, progress=sys.stderr.isatty()
+        )
     return _finished(record)
 
 
@@ -175,12 +184,12 @@ def plan(args: argparse.Namespace) -> int:
 
 
 def status(args: argparse.Namespace) -> int:
-    """Say what of a suite is done, running, stale or missing; exit status 1 unless all is done."""
+    """Say what of a suite is done, running, failed or missing; exit status 0 all done, 1 not yet, 3 a job failed."""
     from vdbench import progress
 
     states = progress.states(args.suite, _results(args))
     print(progress.describe(states))
-    return 0 if all(state.is_done for state in states) else 1
+    return progress.exit_status(states)
 
 
 def info(args: argparse.Namespace) -> int:
@@ -219,12 +228,17 @@ VERBS = (fetch, train, prune, time, collect, table, plot, record, verify, compil
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0; 1 for a job that failed or a check that did not pass; 2 for what the caller can put right."""
+    """Exit status: 0; 1 for a job that failed or a check that did not pass; 2 for what the caller can put right;
+    130 when interrupted. Those of `status` are its own."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # so that a log can be followed
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         args = parser(VERBS).parse_args(arguments)
+        if getattr(args, "log", None):
+            from vdbench.running import log_to
+
+            log_to(args.log)
         if "suite_file" in args:
             args.suite = load_suite(args.suite_file)
         if "spec" in args:
@@ -234,6 +248,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"vdbench: error: {in_one_line(error)}", file=sys.stderr)
+        return 2
     except EXPECTED_ERRORS as error:
         print(f"vdbench: error: {error}", file=sys.stderr)
         return 2

@@ -20,7 +20,7 @@ from vdbench.config_recipes import (
     VariationalRecipe,
 )
 from vdbench.config_timing import Case, CaseSpec, Name, Seed, Strict, Synthetic, Timing
-from vdbench.mistakes import explain
+from vdbench.mistakes import explain, read_bounded
 
 DatasetName = Literal["mnist", "digits", "cifar10", "cifar10_jpeg", "cifar100", "cifar100_coarse", "ptb", "topics"]
 _ImageModel = Literal["lenet300100", "lenet5", "vgglike_k025", "vgglike_k050", "vgglike_k100", "vgglike_k150"]
@@ -33,6 +33,8 @@ Spec = TypeVar("Spec", bound=Strict)
 TEXT_DATASETS: tuple[DatasetName, ...] = ("ptb", "topics")
 GREY_DATASETS: tuple[DatasetName, ...] = ("mnist", "digits")
 WITHOUT_DROPOUT: tuple[ModelName, ...] = ("lenet300100", "lenet5", "rnnlm_lstm_onehot")
+
+LARGEST_SUITE = 16 << 20  # bytes of its file
 
 # Raise a stage's version when a change to its code can alter numbers: every result that stands on it becomes stale.
 STAGE_VERSIONS = {"data": 1, "train": 1, "prune": 1, "time": 3}
@@ -294,15 +296,18 @@ class _UniqueKeys(yaml.SafeLoader):
 def load_suite(path: Path) -> Suite:
     """Read and validate a suite file. Raises SuiteError."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        loaded = yaml.load(read_bounded(path, LARGEST_SUITE).decode("utf-8"), _UniqueKeys)
     except FileNotFoundError:
         known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.yaml"))) or "none in ./configs"
         raise SuiteError(f"{path}: no such suite file (there are: {known})") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SuiteError(f"{path}: cannot be read as YAML: {error}") from None
-    if content is None:
+    except OSError as error:
+        raise SuiteError(f"{path}: cannot be read ({error.strerror}); name a suite file") from None
+    except Exception as error:  # tags and nesting bring out whatever the constructors of YAML's types raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SuiteError(f"{path}: cannot be read as YAML: {reason}; correct it there") from None
+    if loaded is None:
         raise SuiteError(f"{path}: is empty; configs/README.md says what a suite file holds")
-    return parse_suite(content, str(path))
+    return parse_suite(loaded, str(path))
 
 
 def parse_spec(text: str) -> RunSpec:

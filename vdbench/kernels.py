@@ -38,6 +38,9 @@ _JIT = {
     "error_model": "numpy",
     "fastmath": {"contract", "reassoc", "nsz", "arcp"},  # all but the assumption that there are no NaNs
 }
+# Of a function that others call. With code of its own beside its copies in its callers, the process that compiles would
+# run the one, and those that load from the cache the others, whose last digits may differ.
+_INLINED = {**_JIT, "forceinline": True}
 
 
 @intrinsic
@@ -101,7 +104,7 @@ def _clip(x, limit):
     return max(x, -limit)
 
 
-@njit(**_JIT)
+@njit(**_INLINED)
 def _posterior_block(weight, log_sigma2, mean, variance, by_weight, by_log_sigma2, alpha_limit):
     kl = f32(0.0)
     for i in range(weight.size):
@@ -205,7 +208,7 @@ def add_noise(mean, variance, noise):
         noise[i] = f32(0.5) * noise[i] / std
 
 
-@njit(**_JIT)
+@njit(**_INLINED)
 def _divergence_block(weight, log_sigma2):
     kl = f32(0.0)
     for i in range(weight.size):
@@ -241,7 +244,7 @@ def divergence_gradients(weight, log_sigma2, grad_kl, grad_weight, grad_log_sigm
         grad_weight[i] = f32(-2.0) * weight[i] / square * slope
 
 
-@njit(**_JIT)
+@njit(**_INLINED)
 def _sample_block(weight, log_sigma2, noise, out, alpha_limit):
     for i in range(weight.size):
         std = _exp(f32(0.5) * _clip(log_sigma2[i], _LARGEST))
@@ -249,7 +252,7 @@ def _sample_block(weight, log_sigma2, noise, out, alpha_limit):
         out[i] = (f32(0.0) if removed else weight[i]) + std * noise[i]
 
 
-@njit(**_JIT)
+@njit(**_INLINED)
 def _sample_gradients_block(weight, log_sigma2, noise, grad, grad_weight, grad_log_sigma2, alpha_limit):
     for i in range(weight.size):
         std = _exp(f32(0.5) * _clip(log_sigma2[i], _LARGEST))

@@ -1,10 +1,23 @@
-"""What is wrong with a suite file or a spec, in words that its writer can act on."""
+"""What is wrong with a suite file, a spec or a disk, in words that can be acted on."""
 
 import difflib
+import errno
 import re
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+
+MOST_LINES = 30
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Of a file that cannot be right if it is larger than `limit` bytes, and is then not read. Raises OSError."""
+    with path.open("rb") as file:
+        read = file.read(limit + 1)
+    if len(read) > limit:
+        raise OSError(errno.EFBIG, f"larger than the {limit >> 20} MiB that such a file never reaches", str(path))
+    return read
 
 
 def explain(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
@@ -17,7 +30,8 @@ def explain(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
             close = difflib.get_close_matches(place[-1], _keys_beside(place, kind), n=1)
             message = f"unknown key; {f'did you mean {close[0]}?' if close else 'configs/README.md lists every key'}"
         lines.append(f"{where}: {'.'.join(place) or 'top level'}: {message}")
-    return "\n".join(lines)
+    more = len(lines) - MOST_LINES
+    return "\n".join(lines[:MOST_LINES] + [f"{where}: and {more} more mistakes"] * (more > 0))
 
 
 def _keys_beside(place: list[str], kind: type[BaseModel]) -> list[str]:
@@ -32,3 +46,20 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_section, get_args(annotation))), None)
+
+
+_MAKE_ROOM = "make room there and run the same command again: what is finished is kept"
+_MAKE_WRITABLE = "make it writable and run the same command again, or name another folder: what is finished is kept"
+_REMEDIES = {errno.ENOSPC: _MAKE_ROOM, errno.EDQUOT: _MAKE_ROOM, errno.EFBIG: _MAKE_ROOM}
+_REMEDIES |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _MAKE_WRITABLE)
+
+
+def in_one_line(error: BaseException) -> str:
+    """What went wrong, with what to do about it where that is known."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        remedy, path = _REMEDIES.get(error.errno or 0), error.filename2 or error.filename  # of two, the one written to
+        return f"{path}: {error.strerror}" + (f"; {remedy}" if remedy else "")
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    text = " ".join(str(error).split())
+    return text if type(error).__module__.startswith("vdbench.") and text else f"{type(error).__name__}: {text}"

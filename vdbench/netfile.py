@@ -13,6 +13,7 @@ import numpy as np
 from vdbench.records import RecordError, atomic_write
 
 FORMAT = 1
+LARGEST = 4 << 30  # bytes of all tensors together
 
 
 class NetFileError(RecordError):
@@ -53,6 +54,8 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            if sum(member.file_size for member in archive.zip.infolist()) > LARGEST:
+                raise ValueError(f"unpacks to more than {LARGEST >> 30} GiB")
             content = {name: archive[name] for name in archive.files}
         meta = json.loads(content.pop("meta").tobytes())
         if meta.pop("format") != FORMAT:
@@ -64,6 +67,8 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             total = int(np.prod(shape, dtype=np.int64))
             if gaps.dtype.kind != "u" or (gaps[1:] == 0).any():
                 raise ValueError(f"{name}: positions do not rise")
+            if not 0 <= total <= LARGEST // 4 or min(shape, default=0) < 0:
+                raise ValueError(f"{name}: shape {shape} is of no net")
             if values.shape != positions.shape or (len(positions) and positions[-1] >= total):
                 raise ValueError(f"{name}: positions and values do not fit shape {shape}")
             arrays[name] = np.zeros(total, values.dtype)
@@ -72,5 +77,6 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except FileNotFoundError:
         raise NetFileError(f"{path}: no such file") from None
     except Exception as error:  # zipfile, zlib and NumPy's header parser each raise their own kinds on damaged bytes
-        raise NetFileError(f"{path}: not a pruned net ({error}); delete it and rerun its prune job") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise NetFileError(f"{path}: not a pruned net ({reason}); delete it and rerun its prune job") from None
     return arrays | content, meta

@@ -1,5 +1,7 @@
 """Data sets of picture files, `train/<class>/<picture>` and `test/<class>/<picture>`, in a folder or a tar archive."""
 
+import bz2
+import gzip
 import hashlib
 import io
 import lzma
@@ -17,6 +19,11 @@ from vdbench.files import SETTING, DataError, Folders, FromFiles, PublishedPlain
 from vdbench.images import Arrays, Split
 
 PREFIX = "folder:"
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # others start programs, or have been known to
+LARGEST_PICTURE = 1 << 24  # pixels
+LARGEST_READ = 1 << 26  # bytes of a file in an archive, or of what an archive says of it
+LARGEST_ARCHIVE = 4 << 30  # bytes of all of them
+_UNPACKERS: dict[bytes, Callable[[BinaryIO], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 
 
@@ -71,7 +78,12 @@ class Tree:
         labels = np.repeat(np.arange(len(self.classes)), [len(self.names[split][label]) for label in self.classes])
         first = self.names["train"][self.classes[0]][0]
         size = self._decoded(first).shape
-        images = np.empty((len(names), *size), np.uint8)
+        try:
+            images = np.empty((len(names), *size), np.uint8)
+        except MemoryError:
+            raise DataError(
+                f"{self.where}: {len(names):,} pictures of {_size(size)} do not fit in memory; make them smaller"
+            ) from None
         for place, name in enumerate(names):
             image = self._decoded(name)
             if image.shape != size:
@@ -87,12 +99,16 @@ class Tree:
 
         file = self.files[name]
         try:
-            with Image.open(file if isinstance(file, Path) else io.BytesIO(file)) as image:
+            with Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=FORMATS) as image:
+                if image.width * image.height > LARGEST_PICTURE:
+                    raise ValueError(f"{image.width} x {image.height} pixels")
                 if image.mode[0] in "IF":
                     raise ValueError("it has more than 8 bits a channel; convert it")
                 return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{self.where}/{name}: not readable as a picture ({error})") from None
+        except Exception as error:  # every format's decoder has its own way of giving up
+            raise DataError(
+                f"{self.where}/{name}: not readable as a picture ({' '.join(str(error).split())}); replace or delete it"
+            ) from None
 
 
 def _size(shape: tuple[int, ...]) -> str:
@@ -111,22 +127,53 @@ def in_folder(root: Path) -> Tree:
     return Tree(str(root), folders, files)
 
 
+class _Bounded:
+    """A stream that is not read far at once: neither a file of an archive nor the length it gives of one can be
+    believed."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._read = stream, 0
+
+    def read(self, size: int) -> bytes:
+        self._read += size
+        if not 0 <= size <= LARGEST_READ or self._read > LARGEST_ARCHIVE:
+            raise tarfile.ReadError(f"says that {size:,} bytes come next, after {self._read - size:,}")
+        return self._stream.read(size)
+
+    def seek(self, place: int) -> int:
+        return self._stream.seek(place)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+
 def in_archive(stream: BinaryIO, where: str) -> Tree:
     """The pictures in a tar archive, compressed or not; nothing is unpacked to disk. Raises DataError."""
     folders: list[str] = []
     files: dict[str, bytes | Path] = {}
+    start = stream.read(8)
+    stream.seek(0)
+    unpack = next((unpack for magic, unpack in _UNPACKERS.items() if start.startswith(magic)), None)
     try:
-        with tarfile.open(fileobj=stream) as archive:
+        source: Any = _Bounded(unpack(stream) if unpack else stream)
+        with tarfile.open(fileobj=source, mode="r:") as archive:
             for member in archive:
                 path = PurePosixPath(member.name)
                 if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
-                    raise DataError(f"{where}: {member.name}: links and paths that lead outside are refused")
+                    raise DataError(
+                        f"{where}: {member.name}: links and paths that lead outside are refused; pack plain files"
+                    )
+                if member.size > LARGEST_READ:
+                    raise tarfile.ReadError(f"{member.name} has {member.size:,} bytes, more than any picture")
                 if member.isdir():
                     folders.append(path.as_posix())
                 else:
                     files[path.as_posix()] = archive.extractfile(member).read()  # type: ignore[union-attr]
-    except (tarfile.TarError, lzma.LZMAError, zlib.error, OSError, EOFError) as error:
-        raise DataError(f"{where}: not readable as a tar archive ({error})") from None
+        while source.read(1 << 20):  # what comes last, a checksum for one
+            pass
+    except (tarfile.TarError, lzma.LZMAError, zlib.error, OSError, EOFError, ValueError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where}: not readable as a tar archive ({reason}); pack it again") from None
     return Tree(where, folders, files)
 
 

@@ -47,13 +47,21 @@ def load_net(path: Path) -> tuple[nn.Module, dict[str, object]]:
         NetFileError: the file is not a pruned net of a model known here.
     """
     arrays, meta = netfile.read_arrays(path)
-    if str(meta.get("model")) not in MODELS:
-        raise netfile.NetFileError(f"{path}: a net of unknown model {meta.get('model')!r}; known: {sorted(MODELS)}")
+    name, classes = meta.get("model"), meta.get("num_classes")
     try:
-        model = MODELS[meta["model"]](int(meta["num_classes"]))
-        model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
-    except (RuntimeError, TypeError, KeyError, ValueError) as error:
-        raise netfile.NetFileError(f"{path}: does not fit {meta['model']}: {error}") from None
+        if not isinstance(name, str) or name not in MODELS or not isinstance(classes, int) or classes < 1:
+            raise ValueError(f"model {name!r} with {classes!r} classes; there are {', '.join(sorted(MODELS))}")
+        with torch.device("meta"):  # its shapes, and none of the memory that they ask for
+            shapes = {key: tuple(value.shape) for key, value in MODELS[name](classes).state_dict().items()}
+        if shapes != {key: array.shape for key, array in arrays.items()}:
+            raise ValueError(f"its tensors are not those of {name} with {classes} classes")
+        model = MODELS[name](classes)
+        model.load_state_dict({key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()})
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise netfile.NetFileError(
+            f"{path}: not a pruned net known here ({reason}); delete it and rerun its prune job"
+        ) from None
     return model.eval(), meta
 
 
@@ -140,6 +148,8 @@ def prune(
     device = pick_device()
     model = build_model(spec, data.num_classes, pretrained=None)
     load_state(model, weights)
+    if state_sha256(model.state_dict()) != trained.weights_sha256:
+        raise records.RecordError(f"{weights} holds other weights than train.json beside it is of; rerun its training")
     model.to(device).eval()
     data = data.to(device)
     evaluated = tasks.evaluate(model, data)

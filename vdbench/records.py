@@ -11,9 +11,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vdbench.config import Suite, spec_sha256, stage_versions
+from vdbench.mistakes import read_bounded
 
 RESULT_VERSION = 1
 STAGES = ("train", "prune", "time")
+LARGEST = 64 << 20  # bytes of a record's file
+PART = ".part"  # how the names of files end that are not yet in their place
 
 
 class _Part(BaseModel):
@@ -147,7 +150,9 @@ class Record(_Part):
     missing_backends: dict[str, str] = {}
     work: Work | None = None
     limits: dict[str, float] = Field({}, description="of one core, GFLOP/s, by where an operand comes from")
-    history: str | None = Field(None, description="name of the CSV file beside the record, one row an epoch")
+    history: str | None = Field(
+        None, pattern=r"^[\w.-]+$", description="name of the CSV file beside the record, one row an epoch"
+    )
     inputs: dict[str, str] = Field(
         {},
         description="of training: hashes of the `pretrained` and `matched` nets' weights, of the user's own `data`",
@@ -174,19 +179,28 @@ class RecordError(ValueError):
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place, synced, once the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    """A temporary path beside `path` that takes its place, synced, once the block succeeds.
+
+    Raises OSError naming `path`, for a full disk say; what was there before is then still there.
+    """
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -201,13 +215,13 @@ def write(record: Record, path: Path) -> None:
 def read(path: Path) -> Record:
     """Read one record. Raises RecordError naming the file and what is wrong with it."""
     try:
-        record = Record.model_validate_json(path.read_bytes())
+        record = Record.model_validate_json(read_bounded(path, LARGEST))
     except FileNotFoundError:
         raise RecordError(f"{path}: no such record; run the job that makes it") from None
     except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
+        raise RecordError(f"{path}: cannot be read ({error.strerror}); delete it and rerun its job") from None
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RecordError(f"{path}: not a record ({where}: {first['msg']}); delete it and rerun its job") from None
     if spec_sha256(record.spec) != record.spec_sha256:

@@ -1,6 +1,5 @@
 """One training loop for every net and method, resumable after each epoch."""
 
-import csv
 import logging
 import math
 import time
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from vdbench import metrics, records
+from vdbench import history, metrics, records
 from vdbench.baselines import GradualPruner
+from vdbench.checkpoint import Checkpoint, Identity
 from vdbench.config import (
     BASELINE_METHODS,
     VARIATIONAL_METHODS,
@@ -31,12 +31,12 @@ from vdbench.data import OWN_DATA, Dataset
 from vdbench.job import Job
 from vdbench.language import LANGUAGE_MODELS
 from vdbench.models import MODELS, set_dropout
-from vdbench.posterior import variance_dtype
 from vdbench.process import denormals_are_zero, own_randomness
+from vdbench.provenance import package_versions
 from vdbench.records import Record
 from vdbench.schedules import derived_seed, kl_weight, learning_rate
 from vdbench.tasks import Task, task
-from vdbench.tensors import file_sha256, load_state, load_tensors, save_tensors, state_sha256
+from vdbench.tensors import load_state, load_tensors, save_tensors, state_sha256
 from vdbench.text import Text
 from vdbench.variational import forward_with_kl, variational_layers, variational_matrices
 
@@ -45,6 +45,12 @@ log = logging.getLogger("vdbench")
 CHECKPOINT_SECONDS = 10.0  # a kill loses at most this much work and the epoch in progress
 DIVERGENCE_CHECK_STEPS = 100
 PRUNING_STEPS = 100  # steps between two updates of the baselines' masks
+
+Report = Callable[[dict[str, Any]], object]
+
+
+def _nobody(progress: dict[str, Any]) -> None:
+    """Told how far a run is."""
 
 
 def pick_device() -> str:
@@ -149,8 +155,9 @@ class Training:
             **{f"sparsity:{layer.name}": layer.sparsity for layer in metrics.layers(self.model)},
         }
 
-    def run(self, save: Callable[[dict[str, Any]], None], progress: bool) -> bool:
-        """Train the epochs that are left; `save` is handed a checkpoint now and then. False when the run diverged."""
+    def run(self, save: Callable[[dict[str, Any]], None], progress: bool, report: Report = _nobody) -> bool:
+        """Train the epochs that are left; `save` is handed a checkpoint now and then, `report` told how far it is
+        after every epoch. False when the run diverged."""
         epochs, saved_at = self.spec.recipe.epochs, time.monotonic()
         steps = self.task.steps
         around_the_bar = logging_redirect_tqdm() if progress else nullcontext()
@@ -164,7 +171,8 @@ class Training:
                     return False
                 self.history.append(row)
                 self.good = {name: value.clone() for name, value in self.model.state_dict().items()}
-                log.info(_epoch_line(self.history, epochs))
+                log.info(history.line(self.history, epochs))
+                report(history.progress(self.history, epochs))
                 if time.monotonic() - saved_at > CHECKPOINT_SECONDS and epoch + 1 < epochs:
                     save(self.state())
                     saved_at = time.monotonic()
@@ -179,30 +187,13 @@ class Training:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Raises whatever comes of a state that is not of this run's kind."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history[:] = state["history"]
         self.good = {name: value.clone() for name, value in self.model.state_dict().items()}
         if self.pruner is not None:
             self.pruner.masks = {name: mask.to(self.device) for name, mask in state["masks"].items()}
-
-
-def _epoch_line(history: list[dict[str, float]], epochs: int) -> str:
-    row, recent = history[-1], [row["seconds"] for row in history[-5:]]
-    left = sum(recent) / len(recent) * (epochs - len(history))
-    measured = f"error {row['error']:.2f} %" if "error" in row else f"perplexity {row['perplexity']:.2f}"
-    return (
-        f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.4f}  {measured}  "
-        f"sparsity {100 * row['sparsity']:.2f} %  compression {row['compression_ratio']:.1f}x  "
-        f"{row['seconds']:.1f} s  {left / 60:.0f} min left"
-    )
-
-
-def _write_history(path: Path, history: list[dict[str, float]]) -> None:
-    with records.atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(history[0]) if history else ["epoch"])
-        writer.writeheader()
-        writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in history)
 
 
 def _start(spec: RunSpec, data: Dataset | Text, pretrained: Path | None, matched: Path | None, device: str) -> Training:
@@ -249,59 +240,55 @@ def train(
     pretrained: Path | None = None,
     matched: Path | None = None,
     progress: bool = False,
+    report: Report = _nobody,
+    waited: bool = False,
 ) -> Record:
     """Train one run and write `train.json`, `weights.pt` and `history.csv` into `output`.
 
     A run that was killed goes on from `resume.pt`, and ends with the same weights, bit for bit on a CPU, as one that
     was not. The file stays until the run is pruned: a workflow that takes back what a finished job wrote, because
-    another job of its group failed, finds it all there again. A checkpoint of another spec, code, input, thread count
-    or device, or from a processor that computes variances in another type, is ignored.
+    another job of its group failed, finds it all there again. A checkpoint of another spec, code or input is ignored.
 
     Args:
         pretrained: dense weights, for vd_finetune and the baselines.
         matched: prune record of the run whose layerwise sparsity the baselines reach.
         progress: show a progress bar.
+        report: told how far the run is after every epoch, in the fields of `running.Progress`.
+        waited: another job was in the folder until now; if it was this one and finished, its result is taken.
 
     Raises:
-        SuiteError: an input the method needs is not given. RecordError: an input cannot be read.
+        SuiteError: an input the method needs is not given. RecordError: an input cannot be read, or a checkpoint of
+            this run is damaged or was made with other threads, device or torch. OSError: a result cannot be written.
     """
     job = Job("train", spec, suite)
     device = pick_device()
     run = _start(spec, data.to(device), pretrained, matched, device)
-    identity = {
-        "spec": spec_sha256(spec.content()),
-        "code": job.code.digest,
-        "inputs": [*(file_sha256(path) for path in (pretrained, matched) if path), run.inputs.get("data", "")],
-        "threads": torch.get_num_threads(),
-        "device": device,
-        "variance_dtype": variance_dtype(device),
-        "torch": str(torch.__version__),
-    }
-    resume, seconds_before = output / "resume.pt", 0.0
-    if resume.exists():
-        saved = load_tensors(resume)
-        if saved.get("identity") == identity:
-            run.restore(saved["state"])
-            seconds_before = saved["seconds"]
-            log.info("resumed after epoch %d", len(run.history))
-        else:
-            log.warning("%s comes from another spec, code, input, thread count or device: starting over", resume)
-
-    def save(state: dict[str, Any]) -> None:
-        save_tensors(resume, {"identity": identity, "state": state, "seconds": seconds_before + job.seconds})
+    if waited and (done := _made_meanwhile(output, job, run)):
+        log.info("the job waited for has done it all")
+        return done
+    checkpoint = Checkpoint(output / "resume.pt", Identity.of(spec, job.code.digest, run.inputs, device))
+    state = checkpoint.load()
+    if state is not None:
+        try:
+            run.restore(state)
+        except Exception as error:  # as many kinds as there are parts of it
+            raise checkpoint.refusal(f"does not fit the run ({type(error).__name__})") from None
+        log.info("resumed after epoch %d", len(run.history))
+        report(history.progress(run.history, spec.recipe.epochs))
 
     with own_randomness(), denormals_are_zero():
-        finished = run.run(save, progress)
+        finished = run.run(lambda state: checkpoint.save(state, job.seconds), progress, report)
     if finished:
-        save(run.state())
+        checkpoint.save(run.state(), job.seconds)
     save_tensors(output / "weights.pt", run.good)
-    _write_history(output / "history.csv", run.history)
+    history.write(output / "history.csv", run.history)
     last = run.history[-1] if run.history else {}
+    diverged = "" if finished else f"loss or weights stopped being numbers in epoch {len(run.history) + 1}"
     record = job.record(
         device=device,
-        seconds_before=seconds_before,
+        seconds_before=checkpoint.seconds_before,
         status="ok" if finished else "diverged",
-        message="" if finished else f"loss or weights stopped being numbers in epoch {len(run.history) + 1}",
+        message="; ".join(filter(None, (diverged, checkpoint.note))),
         metrics={key: last[key] for key in ("epoch", run.task.measure, "loss", "class_loss", "kl") if key in last},
         threshold=spec.threshold,
         history="history.csv",
@@ -310,5 +297,21 @@ def train(
     )
     records.write(record, output / "train.json")
     if not finished:
-        resume.unlink(missing_ok=True)
+        checkpoint.path.unlink(missing_ok=True)
     return record
+
+
+def _made_meanwhile(output: Path, job: Job, run: Training) -> Record | None:
+    """The result of another process, if it is what this one would make and all of it is there."""
+    try:
+        record, weights = records.read(output / "train.json"), load_tensors(output / "weights.pt")
+        is_whole = state_sha256(weights) == record.weights_sha256 and (output / "history.csv").exists()
+    except (records.RecordError, AttributeError):
+        return None
+    made = record.provenance
+    is_ours = (record.spec_sha256, record.code_digest, record.inputs) == (
+        spec_sha256(run.spec.content()),
+        job.code.digest,
+        run.inputs,
+    ) and (made.threads, made.versions.get("torch")) == (torch.get_num_threads(), package_versions()["torch"])
+    return record if is_whole and is_ours else None

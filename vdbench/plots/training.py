@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from vdbench import outputs
 from vdbench.config import VARIATIONAL_METHODS
+from vdbench.history import read as read_history
 from vdbench.plots.style import COLOURS, PALETTE, NoData, View, method_handles, plain_log_axis
 
 _LAYER = "sparsity:"
@@ -85,5 +86,5 @@ def histories_of(view: View) -> dict[str, list[pd.DataFrame]]:
     for record in view.of("train"):
         path = view.file(record, record.history) if record.history else None
         if path:
-            found.setdefault(record.method, []).append(pd.read_csv(path))
+            found.setdefault(record.method, []).append(read_history(path))
     return found

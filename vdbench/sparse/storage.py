@@ -2,17 +2,20 @@
 
 import hashlib
 import json
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vdbench import netfile
 from vdbench.sparse import graph as graphs
 from vdbench.sparse.graph import Graph, Op, TorchOp
 from vdbench.sparse.plan import Plan
 
+LARGEST_VALUE = 1 << 27  # numbers in one value, for one example
 _KINDS: dict[str, type[Op]] = {
     kind.__name__: kind
     for kind in vars(graphs).values()
@@ -80,6 +83,29 @@ def load(path: Path) -> tuple[Graph, dict[str, Plan], str]:
                 given[name] = np.ascontiguousarray(arrays[f"{given['name']}/{name}"])
             ops.append(kind(**given))
         plans = {key: Plan.from_json(plan) for key, plan in meta["plans"].items()}
-        return Graph(tuple(ops), dict(meta["removed"])), plans, str(meta["machine"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise netfile.NetFileError(f"{path}: not a compiled net ({error!r}); compile the model again") from None
+        graph = Graph(tuple(ops), dict(meta["removed"]))
+        _check(graph)
+        return graph, plans, str(meta["machine"])
+    except Exception as error:  # PyTorch's operations each have their own for arguments that do not fit
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise netfile.NetFileError(
+            f"{path}: not a compiled net ({type(error).__name__}: {reason}); compile the model again"
+        ) from None
+
+
+def _check(graph: Graph) -> None:
+    """Let PyTorch run the graph once. Kernels are made from what it says of shapes: were that wrong, they would read
+    and write outside their arrays. Raises ValueError, or what PyTorch raises."""
+    names = [op.name for op in graph.ops]
+    if not isinstance(graph.input, graphs.Input) or len(set(names)) < len(names):
+        raise ValueError("operations do not start with the only input, or share a name")
+    values: dict[str, torch.Tensor] = {}
+    for op in graph.ops:
+        if not 0 < math.prod(op.shape) <= LARGEST_VALUE:
+            raise ValueError(f"{op.name} is of shape {op.shape}")
+        if op is graph.input:
+            values[op.name] = torch.zeros(1, *op.shape)
+        else:
+            values[op.name] = op(*(values[name] for name in op.inputs))
+        if values[op.name].shape != (1, *op.shape) or values[op.name].dtype != torch.float32:
+            raise ValueError(f"{op.name} is not of shape {op.shape}")

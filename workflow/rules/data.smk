@@ -3,6 +3,8 @@ rule fetch:
         "results/{suite}/data/{dataset}.json",
     log:
         "results/{suite}/data/{dataset}.log",
+    wildcard_constraints:
+        dataset=to_fetch(),
     retries: 3
     localrule: True
     conda:
@@ -11,4 +13,4 @@ rule fetch:
         versions=versions("data"),
         mirror=mirror,
     shell:
-        "vdbench fetch {wildcards.dataset:q} --output {output:q} {params.mirror:q} > {log:q} 2>&1"
+        "vdbench fetch {wildcards.dataset:q} --output {output:q} {params.mirror:q} --log {log:q}"

@@ -24,4 +24,4 @@ rule prune:
         given=given,
     shell:
         "vdbench prune --suite {wildcards.suite:q} --spec {params.spec:q} --output {params.folder:q}"
-        " {params.given:q} > {log:q} 2>&1"
+        " {params.given:q} --log {log:q}"

@@ -13,7 +13,7 @@ rule collect:
         spec=suite_spec,
         folder=subpath(output[0], parent=True),
     shell:
-        "vdbench collect {params.suite_file:q} --results {params.folder:q} --output {output:q} > {log:q} 2>&1"
+        "vdbench collect {params.suite_file:q} --results {params.folder:q} --output {output:q} --log {log:q}"
 
 
 rule table:
@@ -34,7 +34,7 @@ rule table:
         beside=beside,
     shell:
         "vdbench table {params.suite_file:q} --results results/{wildcards.suite:q} {params.beside:q}"
-        " --output {params.folder:q} > {log:q} 2>&1"
+        " --output {params.folder:q} --log {log:q}"
 
 
 rule plot:
@@ -56,7 +56,7 @@ rule plot:
         beside=beside,
     shell:
         "vdbench plot {params.suite_file:q} --results results/{wildcards.suite:q} {params.beside:q}"
-        " --output {params.folder:q} > {log:q} 2>&1"
+        " --output {params.folder:q} --log {log:q}"
 
 
 # Without outputs, so always run: the recorded runs are in the checkout, and this takes seconds.

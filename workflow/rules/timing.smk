@@ -20,4 +20,4 @@ rule time_inference:
         given=given,
     shell:
         "vdbench time --suite {wildcards.suite:q} --spec {params.spec:q} --output {params.folder:q}"
-        " {params.given:q} > {log:q} 2>&1"
+        " {params.given:q} --log {log:q}"

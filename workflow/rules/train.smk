@@ -28,7 +28,7 @@ rule pretrain:
         given=given,
     shell:
         "vdbench train --suite {wildcards.suite:q} --spec {params.spec:q} --output {params.folder:q}"
-        " {params.given:q} > {log:q} 2>&1"
+        " {params.given:q} --log {log:q}"
 
 
 use rule pretrain as vd_warmup with:
