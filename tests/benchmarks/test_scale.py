@@ -60,6 +60,7 @@ def cost(folder: Path, *command: str) -> dict[str, float]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_before_a_suite(benchmark, name, runs, tmp_path, capsys):
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(content_of(runs)))
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     found = benchmark.pedantic(cost, (tmp_path, *COMMANDS[name], "suite.yaml"))
     found |= {
         "of_target": round(found["processor_s"] / SECONDS[runs], 2),

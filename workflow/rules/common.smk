@@ -154,12 +154,12 @@ def given(wildcards, input):
 
 
 def records(wildcards):
-    return [f"results/{{suite}}/{e}/{method}/seed{seed}/{stage}.json" for stage, e, method, seed in SUITE.jobs()]
+    return [f"results/{SUITE.suite}/{e}/{method}/seed{seed}/{stage}.json" for stage, e, method, seed in SUITE.jobs()]
 
 
 def histories_and_nets(wildcards):
     return [
-        f"results/{{suite}}/{experiment}/{method}/seed{seed}/{name}"
+        f"results/{SUITE.suite}/{experiment}/{method}/seed{seed}/{name}"
         for experiment, method, seed in SUITE.runs()
         for name in ("history.csv", "pruned.npz")
     ]
@@ -167,8 +167,7 @@ def histories_and_nets(wildcards):
 
 def everything():
     """What a run of the suite is for."""
-    files = ["results/{suite}/collected.csv", *table_files(), *figure_files()]
-    return [str(file).format(suite=SUITE.suite) for file in files]
+    return [f"results/{SUITE.suite}/collected.csv", *table_files(), *figure_files()]
 
 
 def table_files():
@@ -195,7 +194,7 @@ def figure_files():
 
 def in_report(folder, stem, formats, labels, kind=None):
     """The files of one table or figure; the report shows the first, with the caption of its kind."""
-    first, *others = [f"results/{{suite}}/{folder}/{stem}.{extension}" for extension in formats]
-    caption = f"../report/{folder}/{kind or stem}.rst"
+    first, *others = [f"results/{SUITE.suite}/{folder}/{stem}.{extension}" for extension in formats]
+    caption = f"{workflow.basedir}/workflow/report/{folder}/{kind or stem}.rst"
     shown = report(first, caption=caption, category=folder.capitalize(), labels=labels)
     return [shown, *others]

@@ -1,10 +1,11 @@
+# Files of a suite are called what they are: among patterns that begin alike Snakemake would look for each of thousands.
 rule collect:
     input:
         records,
     output:
-        "results/{suite}/collected.csv",
+        f"results/{SUITE.suite}/collected.csv",
     log:
-        "results/{suite}/collect.log",
+        f"results/{SUITE.suite}/collect.log",
     localrule: True
     conda:
         "../envs/vdbench.yaml"
@@ -23,7 +24,7 @@ rule table:
     output:
         table_files(),
     log:
-        "results/{suite}/table.log",
+        f"results/{SUITE.suite}/table.log",
     localrule: True
     conda:
         "../envs/vdbench.yaml"
@@ -33,7 +34,7 @@ rule table:
         folder=subpath(output[0], parent=True),
         beside=beside,
     shell:
-        "vdbench table {params.suite_file:q} --results results/{wildcards.suite:q} {params.beside:q}"
+        "vdbench table {params.suite_file:q} --results results/{SUITE.suite:q} {params.beside:q}"
         " --output {params.folder:q} --log {log:q}"
 
 
@@ -45,7 +46,7 @@ rule plot:
     output:
         figure_files(),
     log:
-        "results/{suite}/plot.log",
+        f"results/{SUITE.suite}/plot.log",
     localrule: True
     conda:
         "../envs/vdbench.yaml"
@@ -55,7 +56,7 @@ rule plot:
         folder=subpath(output[0], parent=True),
         beside=beside,
     shell:
-        "vdbench plot {params.suite_file:q} --results results/{wildcards.suite:q} {params.beside:q}"
+        "vdbench plot {params.suite_file:q} --results results/{SUITE.suite:q} {params.beside:q}"
         " --output {params.folder:q} --log {log:q}"
 
 
