@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 import cluster
@@ -135,9 +136,9 @@ def overlapping(suite: Suite, results: Path) -> list[str]:
     for stage, *run in suite.jobs():
         record = records.find(results, suite, stage, *run)[0]
         if record is not None:
-            log = records.run_folder(results, *run) / f"{stage}.json"
-            ended = log.stat().st_mtime
-            spans.append((stage, f"{'/'.join(map(str, run))} {stage}", ended - record.wall_s, ended))
+            # not by the file's time, which Snakemake sets anew at the end of a group
+            begun = datetime.fromisoformat(record.provenance.started_at).timestamp()
+            spans.append((stage, f"{'/'.join(map(str, run))} {stage}", begun, begun + record.wall_s))
     return [
         f"{name} was timed while {other} ran"
         for stage, name, start, end in spans
