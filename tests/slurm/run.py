@@ -29,6 +29,7 @@ PROFILE = "workflow/profiles/slurm"
 # This Slurm knows no accounts and has one partition; jobs that take seconds are asked after every few seconds.
 HERE = ["--default-resources", "slurm_account=test", "slurm_partition=cpu", "--latency-wait=10"]
 HERE += ["--slurm-status-command=squeue", "--slurm-init-seconds-before-status-checks=3"]
+WHOLE_SECONDS = 1.2  # records say when a job began to the second
 RESULTS_THAT_TIME_DECIDES = ("speed", "runs")  # tables with seconds in them
 
 
@@ -144,7 +145,7 @@ def overlapping(suite: Suite, results: Path) -> list[str]:
         for stage, name, start, end in spans
         if stage == "time"
         for _, other, begun, over in spans
-        if other != name and begun < end - 0.5 and over > start + 0.5
+        if other != name and begun < end - WHOLE_SECONDS and over > start + WHOLE_SECONDS
     ]
 
 
