@@ -20,7 +20,7 @@ from vdbench.config_recipes import (
     VariationalRecipe,
 )
 from vdbench.config_timing import Case, CaseSpec, Name, Seed, Strict, Synthetic, Timing
-from vdbench.mistakes import explain, read_bounded
+from vdbench.mistakes import explain, read_bounded, reason
 
 DatasetName = Literal["mnist", "digits", "cifar10", "cifar10_jpeg", "cifar100", "cifar100_coarse", "ptb", "topics"]
 _ImageModel = Literal["lenet300100", "lenet5", "vgglike_k025", "vgglike_k050", "vgglike_k100", "vgglike_k150"]
@@ -303,8 +303,7 @@ def load_suite(path: Path) -> Suite:
     except OSError as error:
         raise SuiteError(f"{path}: cannot be read ({error.strerror}); name a suite file") from None
     except Exception as error:  # tags and nesting bring out whatever the constructors of YAML's types raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise SuiteError(f"{path}: cannot be read as YAML: {reason}; correct it there") from None
+        raise SuiteError(f"{path}: cannot be read as YAML: {reason(error)}; correct it there") from None
     if loaded is None:
         raise SuiteError(f"{path}: is empty; configs/README.md says what a suite file holds")
     return parse_suite(loaded, str(path))

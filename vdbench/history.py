@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vdbench.mistakes import reason
 from vdbench.records import RecordError, atomic_write
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ def read(path: Path) -> "pd.DataFrame":
         if "epoch" not in header:
             raise ValueError("no column epoch")
     except Exception as error:  # as many kinds as there are ways not to be a table of numbers
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise RecordError(
-            f"{path}: not the history of a training ({reason}); delete train.json beside it and rerun its job"
+            f"{path}: not the history of a training ({reason(error)}); delete train.json beside it and rerun its job"
         ) from None
     return found

@@ -54,6 +54,11 @@ _REMEDIES = {errno.ENOSPC: _MAKE_ROOM, errno.EDQUOT: _MAKE_ROOM, errno.EFBIG: _M
 _REMEDIES |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _MAKE_WRITABLE)
 
 
+def reason(error: BaseException) -> str:
+    """What an exception says, on one line, or its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def in_one_line(error: BaseException) -> str:
     """What went wrong, with what to do about it where that is known."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vdbench.mistakes import reason
 from vdbench.records import RecordError, atomic_write
 
 FORMAT = 1
@@ -77,6 +78,5 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except FileNotFoundError:
         raise NetFileError(f"{path}: no such file") from None
     except Exception as error:  # zipfile, zlib and NumPy's header parser each raise their own kinds on damaged bytes
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise NetFileError(f"{path}: not a pruned net ({reason}); delete it and rerun its prune job") from None
+        raise NetFileError(f"{path}: not a pruned net ({reason(error)}); delete it and rerun its prune job") from None
     return arrays | content, meta

@@ -17,6 +17,7 @@ import numpy as np
 
 from vdbench.files import SETTING, DataError, Folders, FromFiles, PublishedPlain, obtain
 from vdbench.images import Arrays, Split
+from vdbench.mistakes import reason
 
 PREFIX = "folder:"
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # others start programs, or have been known to
@@ -172,8 +173,7 @@ def in_archive(stream: BinaryIO, where: str) -> Tree:
         while source.read(1 << 20):  # what comes last, a checksum for one
             pass
     except (tarfile.TarError, lzma.LZMAError, zlib.error, OSError, EOFError, ValueError, MemoryError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{where}: not readable as a tar archive ({reason}); pack it again") from None
+        raise DataError(f"{where}: not readable as a tar archive ({reason(error)}); pack it again") from None
     return Tree(where, folders, files)
 
 
