@@ -31,10 +31,11 @@ rule table:
     params:
         suite_file=SUITE_FILE,
         spec=suite_spec,
+        results=subpath(output[0], ancestor=2),
         folder=subpath(output[0], parent=True),
         beside=beside,
     shell:
-        "vdbench table {params.suite_file:q} --results results/{SUITE.suite:q} {params.beside:q}"
+        "vdbench table {params.suite_file:q} --results {params.results:q} {params.beside:q}"
         " --output {params.folder:q} --log {log:q}"
 
 
@@ -53,10 +54,11 @@ rule plot:
     params:
         suite_file=SUITE_FILE,
         spec=suite_spec,
+        results=subpath(output[0], ancestor=2),
         folder=subpath(output[0], parent=True),
         beside=beside,
     shell:
-        "vdbench plot {params.suite_file:q} --results results/{SUITE.suite:q} {params.beside:q}"
+        "vdbench plot {params.suite_file:q} --results {params.results:q} {params.beside:q}"
         " --output {params.folder:q} --log {log:q}"
 
 
