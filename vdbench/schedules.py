@@ -19,10 +19,11 @@ def learning_rate(recipe: DenseRecipe, epoch: int) -> float:
 
 
 def kl_weight(recipe: DenseRecipe, epoch: int) -> float:
-    """0 for `kl_zero_epochs`, then linear to 1 over `kl_warmup_epochs`; `epoch` counts from 0."""
+    """0 for `kl_zero_epochs`, then linear to the final one over `kl_warmup_epochs`; `epoch` counts from 0."""
     if not isinstance(recipe, VariationalRecipe):
         return 0.0
     since = epoch - recipe.kl_zero_epochs
     if since < 0:
         return 0.0
-    return 1.0 if since >= recipe.kl_warmup_epochs else since / recipe.kl_warmup_epochs
+    final = recipe.final_kl_weight or 1.0
+    return final if since >= recipe.kl_warmup_epochs else final * since / recipe.kl_warmup_epochs
