@@ -280,6 +280,13 @@ def test_terminal_table_fits_110_columns():
     assert "0.75" in text and "280×" in text and "missing: fc/dense/seed9 train" in text
 
 
+def test_many_layers_take_several_lines_of_a_terminal():
+    frame = pd.DataFrame({"sparsity": [" – ".join(f"{k}.0" for k in range(20))]})
+    lines = render.to_text(frame).splitlines()
+    assert len(lines) > 3 and max(map(len, lines)) <= 60
+    assert len(render.to_text(frame, "pipe").splitlines()) == 3
+
+
 def test_terminal_says_how_many_notes_it_left_out(suite):
     notes = [f"missing: fc/dense/seed{seed} train" for seed in range(20)]
     text = tables.render_text(suite, {HERE: [factory.record(suite, "fc", "dense", 0)]}, {HERE: notes})

@@ -11,6 +11,7 @@ from vdbench.records import atomic_write
 from vdbench.stats import Summary
 
 NOTHING = "–"
+_TERMINAL_CELL = 50  # wider text is broken over lines
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.5 sans-serif; margin: 2em; color: #222; }}
@@ -104,7 +105,8 @@ def latex(text: str) -> str:
 
 
 def to_text(frame: pd.DataFrame, style: str = "simple") -> str:
-    return tabulate(frame.to_dict("list"), headers="keys", tablefmt=style, disable_numparse=True)
+    narrow = {"maxcolwidths": _TERMINAL_CELL} if style == "simple" else {}
+    return tabulate(frame.to_dict("list"), headers="keys", tablefmt=style, disable_numparse=True, **narrow)
 
 
 def to_markdown(document: Document) -> str:
