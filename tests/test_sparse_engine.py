@@ -3,7 +3,6 @@
 import copy
 import json
 import logging
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -94,17 +93,6 @@ def test_threads_change_nothing(monkeypatch):
     assert_same(three(batch), one(batch))
 
 
-def test_callers_may_share_a_net_whose_threads_share_an_example(monkeypatch):
-    monkeypatch.setattr("vdbench.sparse.running.WORTH_A_THREAD_S", 1e-9)
-    spent = iter([2.0, 1.0])  # alone, together
-    monkeypatch.setattr("vdbench.sparse.running.fastest", lambda run: next(spent))
-    model, batch = network(), torch.randn(60, 2, 10, 10)
-    shared = compile_sparse(model, EXAMPLE, threads=3)
-    with ThreadPoolExecutor(4) as callers:
-        found = list(callers.map(lambda k: shared(batch[k : k + 1]), range(60)))
-    assert_same(torch.cat(found), model(batch).detach())
-
-
 def test_small_work_stays_on_one_thread():
     assert Pool(8).shares(100, 1e-9) == [100]
 
@@ -119,7 +107,7 @@ def test_pytorch_and_native_code_in_any_order(compiled, single, pattern):
     for channels_last in (False, True):
         plan.channels_last = channels_last
         batch = torch.randn(35, 2, 10, 10)
-        assert_same(Runner(network_, plan, Pool(1))(batch.numpy()), network()(batch).detach())
+        assert_same(Runner(network_, plan)(batch.numpy(), Pool(1)), network()(batch).detach())
 
 
 def test_a_residual_network_may_change_over_anywhere():
@@ -140,7 +128,7 @@ def test_a_residual_network_may_change_over_anywhere():
             plan = Plan.from_json(net.plans[key].to_json())
             for k, item in enumerate(plan.items):
                 item.native = bool(first >> k & 1) and item.best(native=True) < np.inf
-            assert_same(Runner(split, plan, Pool(1))(batch.numpy()), model(batch).detach())
+            assert_same(Runner(split, plan)(batch.numpy(), Pool(1)), model(batch).detach())
 
 
 def made_plan(items: list[tuple[float, float]], examples: int = 64) -> Plan:

@@ -26,7 +26,6 @@ from vdbench.sparse.jit import vector_lanes
 from vdbench.sparse.lowering import candidates
 from vdbench.sparse.plan import Network
 from vdbench.sparse.program import Bound, Program, Segment
-from vdbench.sparse.running import Pool
 from vdbench.sparse.stencil import Stencil
 
 LANES = vector_lanes()
@@ -153,18 +152,7 @@ def chain() -> Graph:
     return build.graph()
 
 
-def shrinking() -> Graph:
-    """Down to maps of one pixel, whose channels lie closer than a vector is long."""
-    build = Builder((3, 8, 8))
-    build.conv(96)
-    for _ in range(3):
-        build.add(Clip)
-        build.pool(MaxPool2d, 2)
-    build.linear(40)
-    return build.graph()
-
-
-GRAPHS = {"convolutional": convolutional, "residual": residual, "chain": chain, "shrinking": shrinking}
+GRAPHS = {"convolutional": convolutional, "residual": residual, "chain": chain}
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -174,25 +162,6 @@ def test_every_candidate_computes_the_graph(name, vectors):
     assert labels(graph, vectors)
     for label in labels(graph, vectors):
         assert_close(*every_way(graph, vectors, label))
-
-
-@pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("threads", [2, 3, 11])
-def test_threads_that_share_an_example_compute_what_one_does(name, threads):
-    """To the last bit; with more threads than a layer has rows too."""
-    graph = GRAPHS[name]()
-    segment = segment_of(Network(graph, single=True))
-    example = np.random.default_rng(1).standard_normal(graph.input.shape, np.float32)
-    for label in labels(graph, 0):
-        choices, found = {s.name: label for s in segment.stencils}, []
-        for count in (1, threads):
-            bound, pool = Bound(Program(segment, choices, threads=count)), Pool(count)
-            out = np.full(graph.output.shape, np.nan, np.float32)
-            bound.point_to((example.ctypes.data, out.ctypes.data), 1)
-            for _ in range(20):
-                pool.run(bound.again)
-            found.append(out)
-        np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize("lanes", [4, 8])

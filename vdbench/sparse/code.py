@@ -64,13 +64,6 @@ class Code:
         value = self.load(place, kind)
         return self.b.sext(value, I64) if isinstance(kind, ir.IntType) and kind.width < 64 else value
 
-    def parameters(self, tables: Value, count: int) -> list[Value]:
-        """A kernel's parameters, 64 bits each; addresses among them become pointers where they are used as such."""
-        return [self.element(tables, k, I64) for k in range(count)]
-
-    def pointer(self, address: Value) -> Value:
-        return self.b.inttoptr(address, POINTER)
-
     def load(self, pointer: Value, kind: ir.Type) -> Value:
         return self.b.load(pointer, align=4 if kind != I16 else 2, typ=kind)
 

@@ -1,10 +1,12 @@
 """Kernels as LLVM IR, compiled for the processor at hand.
 
-What the engine computes natively is one of two shapes of code:
+Everything the engine runs natively is one of four shapes of code:
 
 - `Tile`: a few vectors of one output row are held in registers while the row's nonzero weights pass by; each is
   spread over a vector and multiplied with as many vectors of the input. Lanes are examples or neighbouring pixels.
 - `Slices`: lanes are output units, so the weights are the vectors and the inputs are gathered: for single vectors.
+- `Transpose`: batches of examples to vectors of lanes and back.
+- `Copy`: rows of one example into or out of a padded plane.
 
 Weights and positions are data, not code: one kernel serves every layer of the same geometry.
 """
@@ -25,13 +27,12 @@ from vdbench.sparse.code import (
     I64,
     IDENTITY,
     POINTER,
+    SIGNATURE,
     Activation,
     Code,
     Value,
     Variable,
 )
-from vdbench.sparse.copies import Copy, Transpose, build_copy, build_transpose
-from vdbench.sparse.driver import Barrier, build_barrier
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,32 @@ class Slices:
     activation: Activation = IDENTITY
 
 
-Kernel = Tile | Slices | Transpose | Copy | Barrier
+@dataclass(frozen=True)
+class Transpose:
+    """`lanes` examples of `features` floats each to vectors with one lane an example, or back."""
+
+    lanes: int
+    features: int
+    back: bool = False
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Rows of `floats` numbers from place to place."""
+
+    floats: int
+
+
+Kernel = Tile | Slices | Transpose | Copy
+
+
+def _tables(code: Code, tables: Value, count: int) -> list[Value]:
+    """The kernel's parameters, 64 bits each; addresses among them become pointers where they are used as such."""
+    return [code.element(tables, k, I64) for k in range(count)]
+
+
+def _pointer(code: Code, address: Value) -> Value:
+    return code.b.inttoptr(address, POINTER)
 
 
 def build_tile(code: Code, source: Value, destination: Value, tables: Value, tile: Tile) -> None:
@@ -76,8 +102,8 @@ def build_tile(code: Code, source: Value, destination: Value, tables: Value, til
     float, place: i32), biases (float), masks (i16, one a store)."""
     b, lanes = code.b, tile.lanes
     vector = ir.VectorType(FLOAT, lanes)
-    count, rows, *addresses = code.parameters(tables, 7)
-    places, row_table, entries, biases, masks = (code.pointer(address) for address in addresses)
+    count, rows, *addresses = _tables(code, tables, 7)
+    places, row_table, entries, biases, masks = (_pointer(code, address) for address in addresses)
     width, width_bytes, zero = len(tile.loads), lanes * FLOAT_BYTES, vector([0.0] * lanes)
 
     def operand(base: Value, offset: int) -> Value:
@@ -167,8 +193,8 @@ def build_slices(code: Code, source: Value, destination: Value, tables: Value, k
     b, lanes = code.b, kernel.lanes
     vector, positions = ir.VectorType(FLOAT, lanes), ir.VectorType(I32, lanes)
     pointers, bits = ir.VectorType(POINTER, lanes), ir.VectorType(I1, lanes)
-    count, *addresses = code.parameters(tables, 6)
-    ends, weights, places, biases, outputs = (code.pointer(address) for address in addresses)
+    count, *addresses = _tables(code, tables, 6)
+    ends, weights, places, biases, outputs = (_pointer(code, address) for address in addresses)
     every, kinds = bits([1] * lanes), f"v{lanes}f32.v{lanes}p0"
 
     def addresses_of(base: Value, table: Value, index: Value) -> Value:
@@ -190,10 +216,87 @@ def build_slices(code: Code, source: Value, destination: Value, tables: Value, k
         code.intrinsic(f"masked.scatter.{kinds}", ir.VoidType(), result, where, I32(4), every)
 
 
+def _transposed(code: Code, rows: list[Value]) -> list[Value]:
+    """The transpose of a square of vectors, by interleaving the first half of the rows with the second, log2 times."""
+    lanes = len(rows)
+    low = ir.VectorType(I32, lanes)([k // 2 + (k % 2) * lanes for k in range(lanes)])
+    high = ir.VectorType(I32, lanes)([lanes // 2 + k // 2 + (k % 2) * lanes for k in range(lanes)])
+    for _ in range(lanes.bit_length() - 1):
+        pairs = list(zip(rows[: lanes // 2], rows[lanes // 2 :], strict=True))
+        rows = [code.b.shuffle_vector(a, c, order) for a, c in pairs for order in (low, high)]
+    return rows
+
+
+def build_transpose(code: Code, source: Value, destination: Value, tables: Value, kernel: Transpose) -> None:
+    """Tables: squares, single features, then the addresses of the squares' first features (i64), the single features
+    (i64) and every feature's place among the vectors (i64, bytes)."""
+    b, lanes = code.b, kernel.lanes
+    vector, row = ir.VectorType(FLOAT, lanes), kernel.features * FLOAT_BYTES
+    squares, singles, *addresses = _tables(code, tables, 5)
+    firsts, leftover, places = (_pointer(code, address) for address in addresses)
+    examples, vectors = (destination, source) if kernel.back else (source, destination)
+    with code.loop(squares) as s:
+        first = code.element(firsts, s, I64)
+        begin = code.at(examples, b.mul(first, I64(FLOAT_BYTES)))
+        here = [code.at(begin, k * row) for k in range(lanes)]
+        there = [code.at(vectors, code.element(places, b.add(first, I64(k)), I64)) for k in range(lanes)]
+        if kernel.back:
+            here, there = there, here
+        for value, pointer in zip(_transposed(code, [code.load(p, vector) for p in here]), there, strict=True):
+            code.store(value, pointer)
+    with code.loop(singles) as s:
+        feature = code.element(leftover, s, I64)
+        begin = code.at(examples, b.mul(feature, I64(FLOAT_BYTES)))
+        place = code.at(vectors, code.element(places, feature, I64))
+        for k in range(lanes):
+            one, other = code.at(begin, k * row), code.at(place, k * FLOAT_BYTES)
+            one, other = (other, one) if kernel.back else (one, other)
+            code.store(code.load(one, FLOAT), other)
+
+
+def build_copy(code: Code, source: Value, destination: Value, tables: Value, kernel: Copy) -> None:
+    """Tables: rows, then the address of their places (source, destination: i64)."""
+    b = code.b
+    count, places = _tables(code, tables, 2)
+    places = _pointer(code, places)
+    with code.loop(count) as r:
+        src = code.at(source, code.element(places, b.mul(r, I64(2)), I64))
+        dst = code.at(destination, code.element(places, b.add(b.mul(r, I64(2)), I64(1)), I64))
+        code.intrinsic("memcpy.p0.p0.i64", ir.VoidType(), dst, src, I64(kernel.floats * FLOAT_BYTES), I1(0))
+
+
 BUILDERS: dict[type, Callable[..., None]] = {
     Tile: build_tile,
     Slices: build_slices,
     Transpose: build_transpose,
     Copy: build_copy,
-    Barrier: build_barrier,
 }
+
+
+def build_driver(code: Code, stages: Value, bases: Value, counts: Value) -> None:
+    """Runs a program for one group of examples after the other.
+
+    stages: for each the address of its steps, how many they are and how often they are repeated (i64 all). A step: the
+    addresses of its code and tables, then which base its source and its destination start from and by how many bytes
+    either moves with every repetition (i64 all). bases: addresses, then by how many bytes each moves with every group
+    (i64). counts: stages, groups, bases.
+    """
+    b = code.b
+    stage_count, groups, base_count = (code.element(counts, k, I64) for k in range(3))
+
+    def base(index: Value, group: Value) -> Value:
+        move = b.mul(group, code.element(bases, b.add(base_count, index), I64))
+        return code.at(code.element(bases, index, POINTER), move)
+
+    with code.loop(groups) as g, code.loop(stage_count) as s:
+        first = b.mul(s, I64(3))
+        steps, count, repeats = (code.element(stages, b.add(first, I64(k)), I64) for k in range(3))
+        steps = _pointer(code, steps)
+        with code.loop(repeats) as n, code.loop(count) as k:
+            place = b.mul(k, I64(6))
+            function, tables, src, src_move, dst, dst_move = (
+                code.element(steps, b.add(place, I64(k)), I64) for k in range(6)
+            )
+            source = code.at(base(src, g), b.mul(n, src_move))
+            destination = code.at(base(dst, g), b.mul(n, dst_move))
+            b.call(b.inttoptr(function, SIGNATURE.as_pointer()), [source, destination, _pointer(code, tables)])

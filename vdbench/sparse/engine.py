@@ -37,8 +37,8 @@ class CompiledNet:
     def __init__(self, graph: Graph, plans: dict[str, Plan], *, threads: int | None = None) -> None:
         self.graph, self.plans = graph, plans
         self._pool = Pool(threads or torch.get_num_threads())
-        self._single = Runner(Network(graph, single=True), plans["single"], self._pool)
-        self._batch = Runner(Network(graph, single=False), plans["batch"], self._pool)
+        self._single = Runner(Network(graph, single=True), plans["single"])
+        self._batch = Runner(Network(graph, single=False), plans["batch"])
         self._one = self._single.one
         self._one_shape = (1, *graph.input.shape) if self._one else None
 
@@ -73,10 +73,10 @@ class CompiledNet:
         block_s = batch.seconds / batch.examples * lanes
         rest = count % lanes
         if count * single_s <= -(-count // lanes) * block_s:
-            return self._single(array)
+            return self._single(array, self._pool)
         if rest and count > lanes and rest * single_s < block_s:
-            return np.concatenate([self._batch(array[:-rest]), self._single(array[-rest:])])
-        return self._batch(array)
+            return np.concatenate([self._batch(array[:-rest], self._pool), self._single(array[-rest:], self._pool)])
+        return self._batch(array, self._pool)
 
     def summary(self) -> str:
         """Per layer: shape, density, what was removed, how it runs, how long every way takes, and how near that is to
@@ -154,7 +154,7 @@ def _make_plan(network: Network) -> Plan:
     measured = measure(network)
     shape = (measured.examples, *network.graph.input.shape)
     batch = np.random.default_rng(0).standard_normal(shape, np.float32)
-    made: dict[str, Plan] = {}
+    pool, made = Pool(1), {}
 
     def fastest_so_far() -> float:
         return min((plan.seconds for plan in made.values()), default=np.inf)
@@ -163,10 +163,10 @@ def _make_plan(network: Network) -> Plan:
         plan = copy.deepcopy(measured)
         plan.channels_last = channels_last
         choose_layouts(plan)
-        runner = Runner(network, plan, Pool(1))
+        runner = Runner(network, plan)
         if any(item.native for item in plan.items):
-            runner(batch)  # compiles what is new
-        plan.seconds = fastest(lambda: runner(batch), CLEARLY * fastest_so_far())
+            runner(batch, pool)  # compiles what is new
+        plan.seconds = fastest(lambda: runner(batch, pool), CLEARLY * fastest_so_far())
         made[name] = plan
 
     def everywhere(plan: Plan) -> None:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vdbench.sparse.code import FLOAT_BYTES
-from vdbench.sparse.codegen import Kernel, Slices, Tile
-from vdbench.sparse.copies import Copy, Transpose
+from vdbench.sparse.codegen import Copy, Kernel, Slices, Tile, Transpose
 from vdbench.sparse.jit import vector_lanes
 from vdbench.sparse.layout import TRASH, ZEROS, Place
 from vdbench.sparse.stencil import Stencil

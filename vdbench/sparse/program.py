@@ -3,17 +3,16 @@
 import ctypes
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from vdbench.sparse.code import FLOAT_BYTES
-from vdbench.sparse.driver import build_driver
+from vdbench.sparse.codegen import build_driver
 from vdbench.sparse.graph import Shape
 from vdbench.sparse.jit import compile_kernel, native_function, vector_lanes
 from vdbench.sparse.layout import Arena, Geometry, Place, geometries, maps
 from vdbench.sparse.lowering import Step, batch_copy_step, candidates, single_copy_step
-from vdbench.sparse.sharing import barrier, shares
 from vdbench.sparse.stencil import Stencil
 
 FARTHEST = 2**31 - 1  # bytes that a place in the arena can be counted in
@@ -86,15 +85,12 @@ class Program:
         choices: the candidate of every stencil, by its output's name.
         vectors: 0 for single examples, else vectors of examples that are computed together from stencil `split` on;
             the stencils before it see one vector of examples at a time, which keeps large maps in the cache.
-        threads: how many compute a single example together.
 
     Attributes:
         examples: how many a group has; inputs and outputs are those of whole groups.
     """
 
-    def __init__(
-        self, segment: Segment, choices: Mapping[str, str], *, vectors: int = 0, split: int = 0, threads: int = 1
-    ) -> None:
+    def __init__(self, segment: Segment, choices: Mapping[str, str], *, vectors: int = 0, split: int = 0) -> None:
         self.segment, self.choices = segment, choices
         self.examples = vectors * vector_lanes() if vectors else 1
         self.group_bytes = [self.examples * _bytes(segment, name) for name in (*segment.inputs, *segment.outputs)]
@@ -104,12 +100,8 @@ class Program:
         if self.arena_bytes > FARTHEST:
             raise ValueError(f"the values of this network take {arena.size:,} bytes; kernels reach {FARTHEST:,}")
         self._kept: list[np.ndarray] = []  # native code knows their addresses
-        self.stages = [self._stages(part) for part in _shared(stages, threads)]
-
-    def _stages(self, stages: Sequence[_Stage]) -> np.ndarray:
-        """The driver's list of stages for one thread."""
         linked = [(self._linked(calls), len(calls), repeats) for repeats, calls in stages if calls]
-        return self._keep(np.array(linked, np.int64).reshape(-1, 3))
+        self.stages = self._keep(np.array(linked, np.int64).reshape(-1, 3))
 
     def _places(self, arena: Arena, geometry: Mapping[str, Mapping[tuple[int, int], Geometry]]) -> dict[str, Place]:
         """A place for every value, given back once nothing reads it any more."""
@@ -206,49 +198,30 @@ class Program:
         return self._keep(np.array(rows, np.int64)).ctypes.data
 
 
-def _shared(stages: list[_Stage], threads: int) -> list[list[_Stage]]:
-    """For every thread its share of all steps, each with a barrier behind it."""
-    if threads == 1:
-        return [stages]
-    meet = _Call(barrier(np.zeros(1, np.int64), threads))
-    found: list[list[_Stage]] = [[] for _ in range(threads)]
-    for repeats, calls in stages:
-        cut = [[replace(call, step=step) for step in shares(call.step, threads)] for call in calls]
-        for mine, own in zip(found, zip(*cut, strict=True), strict=True):
-            mine.append((repeats, [call for each in own for call in (each, meet)]))
-    return found
-
-
 def _bytes(segment: Segment, value: str) -> int:
     """Of one example's value."""
     return FLOAT_BYTES * int(np.prod(segment.shapes[value]))
 
 
 class Bound:
-    """A program with memory of its own to compute in. Not for two callers at a time.
-
-    Attributes:
-        again: runs the program once more on what it is pointed to; where threads share it, one function for each.
-    """
+    """A program with memory of its own to compute in. Not for two threads at a time."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
         raw = np.zeros(program.arena_bytes + 128, np.uint8)
         self._arena = raw[-raw.ctypes.data % 64 :]
         self._bases = np.array([[self._arena.ctypes.data, *program.group_bytes], [0, *program.group_bytes]], np.int64)
-        self._counts = np.array([len(program.stages[0]), 0, self._bases.shape[1]], np.int64)
-        self.again = [self._driver(stages) for stages in program.stages]
-
-    def _driver(self, stages: np.ndarray) -> Callable[[], None]:
-        given = (stages, self._bases, self._counts)
-        return functools.partial(native_function(build_driver), *(ctypes.c_void_p(a.ctypes.data) for a in given))
+        self._counts = np.array([len(program.stages), 0, self._bases.shape[1]], np.int64)
+        given = (program.stages, self._bases, self._counts)
+        self.again: Callable[[], None] = functools.partial(
+            native_function(build_driver), *(ctypes.c_void_p(array.ctypes.data) for array in given)
+        )
 
     def __call__(self, addresses: Sequence[int], groups: int) -> None:
-        """Run, on one thread, on so many groups of `program.examples` examples, whose inputs and outputs lie one behind
-        the other at these addresses."""
+        """Run on so many groups of `program.examples` examples, whose inputs and outputs lie one behind the other at
+        these addresses; `again` runs on the same ones once more."""
         self.point_to(addresses, groups)
-        (run,) = self.again
-        run()
+        self.again()
 
     def point_to(self, addresses: Sequence[int], groups: int) -> None:
         """What `again` will run on."""

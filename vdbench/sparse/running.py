@@ -10,7 +10,7 @@ import numpy as np
 
 from vdbench.sparse.graph import Shape
 from vdbench.sparse.jit import vector_lanes
-from vdbench.sparse.plan import BATCH_VECTORS, Item, Network, Plan, choose, fastest, operations, stretches
+from vdbench.sparse.plan import BATCH_VECTORS, Item, Network, Plan, choose, operations, stretches
 from vdbench.sparse.program import Bound, Program, Segment
 from vdbench.sparse.torch_run import TorchRun
 
@@ -94,29 +94,18 @@ class NativeRun:
 
 class OneExample:
     """A stretch on single examples, with as little around the native call as there can be: a small net takes two
-    microseconds, and finding out where an array lies takes as long. So small ones go through buffers. Threads share
-    the rows of one that takes long, if that proves to be faster: it is not where they have no cores to themselves."""
+    microseconds, and finding out where an array lies takes as long. So small ones go through buffers."""
 
-    def __init__(self, run: NativeRun, shape: Shape, pool: "Pool") -> None:
+    def __init__(self, run: NativeRun, shape: Shape) -> None:
         (given,), (made,) = run.segment.inputs, run.segment.outputs
         self._given, self._made = (np.zeros(run.segment.shapes[name], np.float32) for name in (given, made))
         self._result = self._made.reshape(shape)
-        self._buffers = (self._given.ctypes.data, self._made.ctypes.data)
-        self._pool, self._lock = pool, threading.Lock()
-        self._share_among(run, 1)
-        threads = pool.worth(run.example_s)
-        if threads > 1:
-            alone = fastest(self._call)
-            self._share_among(run, threads)
-            if fastest(self._call) > alone:
-                self._share_among(run, 1)
+        program = Program(run.segment, run.choices, vectors=0)
+        self._bound = Bound(program)
+        self._bound((self._given.ctypes.data, self._made.ctypes.data), 1)
+        self._call, self._lock = self._bound.again, threading.Lock()
         self._small = self._given.size + self._made.size < SMALL
-
-    def _share_among(self, run: NativeRun, threads: int) -> None:
-        self._bound = Bound(Program(run.segment, run.choices, threads=threads))
-        self._bound.point_to(self._buffers, 1)
-        first, *others = self._bound.again
-        self._call = functools.partial(self._pool.run, [first, *others]) if others else first
+        self._buffers = (self._given.ctypes.data, self._made.ctypes.data)
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """Outputs (N, ...) for inputs (N, ...), contiguous."""
@@ -126,8 +115,7 @@ class OneExample:
                 self._call()
                 return self._result[None].copy()
             out = np.empty((len(batch), *self._result.shape), np.float32)
-            self._bound.point_to((batch.ctypes.data, out.ctypes.data), len(batch))
-            self._call()
+            self._bound((batch.ctypes.data, out.ctypes.data), len(batch))
             self._bound.point_to(self._buffers, 1)
             return out
 
@@ -141,17 +129,13 @@ class Pool:
 
     def shares(self, blocks: int, block_s: float) -> list[int]:
         """How many of the blocks each thread takes: as equal as they get, and only threads that are worth waking."""
-        threads = max(1, min(blocks, self.worth(blocks * block_s)))
+        threads = max(1, min(self.threads, blocks, int(blocks * block_s / WORTH_A_THREAD_S)))
         return [blocks // threads + (k < blocks % threads) for k in range(threads)]
 
-    def worth(self, seconds: float) -> int:
-        """How many threads so much work is worth."""
-        return max(1, min(self.threads, int(seconds / WORTH_A_THREAD_S)))
-
     def run(self, jobs: Sequence[Callable[[], None]]) -> None:
-        if self._executor is None and len(jobs) > 1:
+        if self._executor is None:
             self._executor = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="vdbench")
-        waiting = [self._executor.submit(job) for job in jobs[1:]] if self._executor else []
+        waiting = [self._executor.submit(job) for job in jobs[1:]]
         jobs[0]()
         for job in waiting:
             job.result()
@@ -164,8 +148,8 @@ class Runner:
         one: the shortest way for single examples, where there is one.
     """
 
-    def __init__(self, network: Network, plan: Plan, pool: Pool) -> None:
-        self.network, self.plan, self.pool = network, plan, pool
+    def __init__(self, network: Network, plan: Plan) -> None:
+        self.network, self.plan = network, plan
         self.stretches: list[NativeRun | TorchRun] = []
         for run, items, segment in stretches(network, plan):
             if segment.stencils:
@@ -176,14 +160,14 @@ class Runner:
                 self.stretches.append(TorchRun(ops, network.views, *names, channels_last=plan.channels_last))
         self.one: OneExample | None = None
         if network.single and len(self.stretches) == 1 and isinstance(self.stretches[0], NativeRun):
-            self.one = OneExample(self.stretches[0], network.graph.output.shape, pool)
+            self.one = OneExample(self.stretches[0], network.graph.output.shape)
 
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
-        if self.one and (len(batch) == 1 or self.pool.threads == 1):
+    def __call__(self, batch: np.ndarray, pool: "Pool") -> np.ndarray:
+        if self.one and (len(batch) == 1 or pool.threads == 1):
             return self.one(batch)
         values: dict[str, np.ndarray] = {self.network.input: batch}
         for stretch in self.stretches:
             given = [values[name] for name in stretch.inputs]
-            made = stretch(given) if isinstance(stretch, TorchRun) else stretch(given, self.pool)
+            made = stretch(given) if isinstance(stretch, TorchRun) else stretch(given, pool)
             values |= zip(stretch.outputs, made, strict=True)
         return values[self.network.output].reshape(len(batch), *self.network.graph.output.shape)
