@@ -1,5 +1,5 @@
-"""A suite through Slurm, on a Slurm of this machine's own: one training is cancelled on the way, and results are to
-equal those of a local run.
+"""A suite through Slurm, on a Slurm of this machine's own: one training is cancelled on the way, one runs out of time,
+one is killed, and results are to equal those of a local run.
 
     python tests/slurm/run.py [configs/smoke.yaml]
 
@@ -14,12 +14,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from datetime import datetime
 from pathlib import Path
 
 import cluster
+from endings import Endings
 
 from vdbench import records
 from vdbench.config import Suite, load_suite
@@ -31,42 +31,6 @@ HERE = ["--default-resources", "slurm_account=test", "slurm_partition=cpu", "--l
 HERE += ["--slurm-status-command=squeue", "--slurm-init-seconds-before-status-checks=3"]
 WHOLE_SECONDS = 1.2  # records say when a job began to the second
 RESULTS_THAT_TIME_DECIDES = ("speed", "runs")  # tables with seconds in them
-
-
-class Cancelling(threading.Thread):
-    """Cancels one training job as soon as there is a checkpoint that it can go on from."""
-
-    def __init__(self, results: Path, environment: dict[str, str]) -> None:
-        super().__init__(daemon=True)
-        self.results, self.environment = results, environment
-        self.done: Path | None = None  # the folder of the run whose job was cancelled
-        self.ended = threading.Event()
-
-    def run(self) -> None:
-        while not self.ended.wait(0.1):
-            for checkpoint in self.results.glob("*/*/seed*/resume.pt"):
-                if (checkpoint.parent / "weights.pt").exists():  # what is there is all of it
-                    continue
-                job = self._job_of(checkpoint.parent)
-                if job:
-                    subprocess.run(["scancel", job], env=self.environment, check=True)
-                    self.done = checkpoint.parent
-                    print(f"cancelled job {job}, which trained {self.done}", flush=True)
-                    return
-
-    def _job_of(self, folder: Path) -> str | None:
-        """The Slurm job that trains in a folder, from the environment of its process."""
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (process / "cmdline").read_bytes().split(b"\0")
-                variables = (process / "environ").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"train" in words and os.fsencode(folder.relative_to(self.results.parents[1])) in words:
-                found = [value.partition(b"=")[2] for value in variables if value.startswith(b"SLURM_JOB_ID=")]
-                if found:
-                    return found[0].decode()
-        return None
 
 
 def checkout(folder: Path, suite_file: Path) -> None:
@@ -173,24 +137,18 @@ def main() -> int:
         memory_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
         with cluster.running(args.cpus, memory_mb) as environment:
             print(f"Slurm is up; {suite.suite} on it", flush=True)
-            cancelling = Cancelling(results, environment)
-            cancelling.start()
+            endings = Endings(results, environment)
+            endings.start()
             try:
                 said = snakemake(
                     folder, environment, "--workflow-profile", PROFILE, *HERE, "--configfile", "suite.yaml"
                 )
             finally:
-                cancelling.ended.set()
-                cancelling.join()
+                endings.over.set()
+                endings.join()
+            problems = list(endings.problems())
         submissions = said.count("has been submitted with SLURM jobid")
-        problems = differences(suite, results, local) + overlapping(suite, results)
-        if cancelling.done is None:
-            problems.append("no training was cancelled: none left a checkpoint before it ended")
-        elif "resumed after epoch" not in (cancelling.done / "train.log").read_text():
-            problems.append(f"{cancelling.done} was trained from the start again after its job had been cancelled")
-        else:
-            resumed = (cancelling.done / "train.log").read_text().splitlines()[0]
-            print(f"{cancelling.done.relative_to(results)}: {resumed}")
+        problems += differences(suite, results, local) + overlapping(suite, results)
         if "Nothing to be done" not in snakemake(
             folder, dict(os.environ), "--cores", "1", "--configfile", "suite.yaml"
         ):
