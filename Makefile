@@ -40,7 +40,7 @@ report: demo
 
 # kills and fuzzing at length: an hour or two
 faults: .venv/dev
-	python tests/faults/killing.py --kills $(KILLS) --output results/recorded/faults/kills.json
+	python tests/faults/killing.py --suite configs/smoke.yaml --kills $(KILLS) --output results/recorded/faults/kills.json
 	FUZZ_EXAMPLES=$(EXAMPLES) pytest -q tests/faults/test_fuzz.py
 
 benchmark: .venv/dev

@@ -1,7 +1,7 @@
-"""Kill -9 at random moments, over a suite of every kind of run, until it is done: is the result an undisturbed run's?
+"""Kill -9 at random moments, over a whole suite, until it is done: is the result an undisturbed run's?
 
-`python tests/faults/killing.py --kills 100 --output results/recorded/faults/kills.json` is the long campaign; .ci/run
-has a short one. Killed are a job, Snakemake alone (its job lives on), or both together, after a random time; or a job
+`make faults` has the long campaign, over the smoke suite; .ci/run has a short one, over a small suite of every kind of
+run. Killed are a job, Snakemake alone (its job lives on), or both together, after a random time; or a job
 kills itself while it writes a file, see `dying.py`. After every kill each file that is in its place is read; then the
 documented commands are given again.
 """
@@ -25,9 +25,10 @@ from typing import Any
 import pandas
 
 from vdbench import netfile, records, tensors
+from vdbench.config import load_suite
 
 ROOT = Path(__file__).parents[2]
-SUITE = """\
+SMALL = """\
 suite: killed
 timing: {batch_sizes: [1], threads: [1], rounds: 2, min_sample_s: 1.0e-4, backends: [torch_dense]}
 experiments:
@@ -37,16 +38,16 @@ experiments:
     seeds: [0]
     timed: [vd_finetune]
     methods:
-      dense: {epochs: EPOCHS, batch_size: 20}
-      vd_finetune: {epochs: EPOCHS, batch_size: 20, learning_rate: 2.0e-3, kl_warmup_epochs: 8}
-      magnitude: {epochs: EPOCHS, batch_size: 20, prune_epochs: 8}
+      dense: {epochs: 12, batch_size: 20}
+      vd_finetune: {epochs: 12, batch_size: 20, learning_rate: 2.0e-3, kl_warmup_epochs: 8}
+      magnitude: {epochs: 12, batch_size: 20, prune_epochs: 8}
   words:
     dataset: text:words
     model: rnnlm_lstm_200
     seeds: [0]
     methods:
-      dense: {epochs: EPOCHS, batch_size: 10, gradient_clip: 5}
-      vd_warmup: {epochs: EPOCHS, batch_size: 10, gradient_clip: 5, initial_log_sigma2: -6}
+      dense: {epochs: 12, batch_size: 10, gradient_clip: 5}
+      vd_warmup: {epochs: 12, batch_size: 10, gradient_clip: 5, initial_log_sigma2: -6}
 """
 # files to die of the writing of, by the file that is made last; in the order in which they come
 WRITES = {
@@ -60,20 +61,21 @@ WRITES = {
 KINDS = ("job", "snakemake", "group", "write")
 LONGEST_S = 12.0  # from the start of Snakemake, or the last kill, to a kill
 IN_A_ROW = 5  # jobs killed under one Snakemake
-ROUND = 30  # kills at most, then the suite is let finish
+ROUND = 50  # kills at most, then the suite is let finish
 SAME = ("table1.csv", "table1.md", "table1.tex")
 
 
 class Campaign:
     """One checkout, killed over and over."""
 
-    def __init__(self, folder: Path, seed: int, epochs: int) -> None:
+    def __init__(self, folder: Path, seed: int, suite: str) -> None:
         self.folder, self.draw, self.counts = folder, random.Random(seed), Counter()
-        self.results = folder / "results" / "killed"
         for name in ("workflow", "vdbench", "configs"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pyc*", "*.tmp*"))
         shutil.copyfile(ROOT / "Snakefile", folder / "Snakefile")
-        (folder / "suite.yaml").write_text(SUITE.replace("EPOCHS", str(epochs)))
+        (folder / "suite.yaml").write_text(suite)
+        self.suite = load_suite(folder / "suite.yaml").suite
+        self.results = folder / "results" / self.suite
         # jobs are run by the `vdbench` beside the Python that runs Snakemake: here one that can be made to die
         self.python, command = folder / "bin" / "python", folder / "bin" / "vdbench"
         command.parent.mkdir()
@@ -138,7 +140,7 @@ class Campaign:
                 self._kill_jobs(process, kind)
                 return process.wait()
             try:
-                process.wait(self.draw.uniform(0.3, LONGEST_S))
+                process.wait(self._moment())
             except subprocess.TimeoutExpired:
                 self._kill(process.pid, kind)
             return process.wait()
@@ -147,23 +149,27 @@ class Campaign:
                 _kill_group(process.pid)
 
     def _kill_jobs(self, process: subprocess.Popen[bytes], kind: str) -> None:
-        """Up to `IN_A_ROW` jobs, one after the other, while Snakemake goes on with those that are left."""
+        """Up to `IN_A_ROW` jobs, one after the other, while Snakemake goes on with others; then everything."""
         for _ in range(IN_A_ROW):
-            if kind == "write":
-                plan = self._plan_death()
-                while plan.exists() and process.poll() is None:
-                    time.sleep(0.1)
-                if plan.exists():
-                    plan.unlink()
-                    return
+            plan, patience = (self._plan_death(), LONGEST_S) if kind == "write" else (None, self._moment())
+            deadline = time.monotonic() + patience
+            while time.monotonic() < deadline and (plan is None or plan.exists()):
+                if process.poll() is not None:
+                    break
+                time.sleep(0.05)
+            if plan is None and process.poll() is None:
+                self._kill(process.pid, kind)
+            elif plan is not None and not plan.exists():
                 self._count(kind, True)
-            else:
-                try:
-                    process.wait(self.draw.uniform(0.3, LONGEST_S))
-                    return
-                except subprocess.TimeoutExpired:
-                    self._kill(process.pid, kind)
+            elif plan is not None:
+                plan.unlink(missing_ok=True)
+            if process.poll() is not None:
+                return
             self.check_files()
+        self._kill(process.pid, "group")
+
+    def _moment(self) -> float:
+        return self.draw.uniform(0.3, LONGEST_S)
 
     def _kill(self, group: int, kind: str) -> None:
         everything = list(members(group))
@@ -272,7 +278,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=12, help="of every training; more of them, more resumes")
+    parser.add_argument("--suite", type=Path, help="suite file (default: a small suite)")
     parser.add_argument("--folder", type=Path, help="a new folder to work in, kept (default: a temporary one)")
     parser.add_argument("--output", type=Path, help="report to write (JSON)")
     args = parser.parse_args()
@@ -280,12 +286,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary) / "killed"
         folder.mkdir(parents=True)
-        counts = run(Campaign(folder.resolve(), args.seed, args.epochs), args.kills)
+        campaign = Campaign(folder.resolve(), args.seed, args.suite.read_text() if args.suite else SMALL)
+        run(campaign, args.kills)
     minutes = round((time.monotonic() - started) / 60, 1)
     report = {
+        "suite": campaign.suite,
         "seed": args.seed,
-        "epochs": args.epochs,
-        **dict(sorted(counts.items())),
+        **dict(sorted(campaign.counts.items())),
         "differences": 0,
         "minutes": minutes,
     }
@@ -294,13 +301,12 @@ def main() -> None:
         records.write_json(args.output, report)
 
 
-def run(campaign: Campaign, kills: int) -> Counter[str]:
+def run(campaign: Campaign, kills: int) -> None:
     """Rounds until there have been so many kills. Raises AssertionError for the first difference."""
     campaign.undisturbed()
     while campaign.counts["kills"] < kills:
         campaign.round(min(ROUND, kills - campaign.counts["kills"]))
         print(json.dumps(campaign.counts), flush=True)
-    return campaign.counts
 
 
 if __name__ == "__main__":
