@@ -27,8 +27,11 @@ def error_vs_compression(*views: View) -> Figure:
     lines = math.ceil(len(drawn) / columns)
     figure = Figure(figsize=(6.2 * columns, 4.3 * lines + 1))
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    alike = Counter((view.title, view.source) for view in drawn)
     for axis, view in zip(axes, drawn, strict=False):
         _panel(axis, view)
+        name = f"\n{view.name}" if alike[view.title, view.source] > 1 else ""
+        axis.set_title(f"{view.title} ({view.source}){name}")
     for axis in axes[len(drawn) :]:
         axis.set_visible(False)
     figure.legend(handles=_handles(drawn), loc="outside lower center", ncols=3 if columns == 2 else 2)
@@ -60,7 +63,7 @@ def _panel(axis: Axes, view: View) -> None:
     above += [(float(row.compression), float(row.error_pct), "") for row, _ in others]
     unit = outputs.error_unit(view.experiment)
     _name_what_is_above(axis, [point for point in above if point[1] > top], top, seeds, unit)
-    axis.set(xlabel="Compression, |W| / |W ≠ 0|", ylabel=view.error_label, title=f"{view.title} ({view.source})")
+    axis.set(xlabel="Compression, |W| / |W ≠ 0|", ylabel=view.error_label)
 
 
 def _name_what_is_above(
