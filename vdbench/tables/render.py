@@ -105,8 +105,8 @@ def latex(text: str) -> str:
 
 
 def to_text(frame: pd.DataFrame, style: str = "simple") -> str:
-    narrow = {"maxcolwidths": _TERMINAL_CELL} if style == "simple" else {}
-    return tabulate(frame.to_dict("list"), headers="keys", tablefmt=style, disable_numparse=True, **narrow)
+    width = _TERMINAL_CELL if style == "simple" else None
+    return tabulate(frame.to_dict("list"), headers="keys", tablefmt=style, disable_numparse=True, maxcolwidths=width)
 
 
 def to_markdown(document: Document) -> str:
