@@ -1,9 +1,9 @@
 """Kill -9 at random moments, over a whole suite, until it is done: is the result an undisturbed run's?
 
 `make faults` has the long campaign, over the smoke suite; .ci/run has a short one, over a small suite of every kind of
-run. Killed are a job, Snakemake alone (its job lives on), or both together, after a random time; or a job
-kills itself while it writes a file, see `dying.py`. After every kill each file that is in its place is read; then the
-documented commands are given again.
+run. Killed are a job, Snakemake alone (its job lives on), or both together, after a random time; or a job kills itself
+while it writes a file, see `dying.py`. After every kill each file that is in its place is read; then the documented
+commands are given again.
 """
 
 import argparse
@@ -139,9 +139,7 @@ class Campaign:
             if kind in ("job", "write"):
                 self._kill_jobs(process, kind)
                 return process.wait()
-            try:
-                process.wait(self._moment())
-            except subprocess.TimeoutExpired:
+            if not _ended(process, self._moment()):
                 self._kill(process.pid, kind)
             return process.wait()
         finally:
@@ -151,22 +149,24 @@ class Campaign:
     def _kill_jobs(self, process: subprocess.Popen[bytes], kind: str) -> None:
         """Up to `IN_A_ROW` jobs, one after the other, while Snakemake goes on with others; then everything."""
         for _ in range(IN_A_ROW):
-            plan, patience = (self._plan_death(), LONGEST_S) if kind == "write" else (None, self._moment())
-            deadline = time.monotonic() + patience
-            while time.monotonic() < deadline and (plan is None or plan.exists()):
-                if process.poll() is not None:
-                    break
-                time.sleep(0.05)
-            if plan is None and process.poll() is None:
+            if kind == "write":
+                self._let_one_die(process)
+            elif not _ended(process, self._moment()):
                 self._kill(process.pid, kind)
-            elif plan is not None and not plan.exists():
-                self._count(kind, True)
-            elif plan is not None:
-                plan.unlink(missing_ok=True)
             if process.poll() is not None:
                 return
             self.check_files()
         self._kill(process.pid, "group")
+
+    def _let_one_die(self, process: subprocess.Popen[bytes]) -> None:
+        """The job that next writes a certain file, if that happens soon."""
+        plan, deadline = self._plan_death(), time.monotonic() + LONGEST_S
+        while plan.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if plan.exists():
+            plan.unlink(missing_ok=True)
+        else:
+            self._count("write", True)
 
     def _moment(self) -> float:
         return self.draw.uniform(0.3, LONGEST_S)
@@ -257,6 +257,15 @@ def _numbers(path: Path) -> dict[str, Any]:
 
 def _untimed(path: Path) -> str:
     return pandas.read_csv(path).drop(columns=["wall_s", "peak_rss_mb"]).to_csv()
+
+
+def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether a process ends within this time."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def members(group: int) -> Iterator[tuple[int, str]]:
