@@ -13,7 +13,11 @@ METHODS = {
     "out of time": ("vd_finetune", "vd_warmup"),
     "killed": ("magnitude", "random"),  # as the kernel does when memory runs out: this Slurm limits none
 }
-STATES = {"cancelled": "CANCELLED", "out of time": "TIMEOUT", "killed": "FAILED"}
+STATES = {
+    "cancelled": ("CANCELLED",),
+    "out of time": ("TIMEOUT", "FAILED"),  # the latter if what it runs notices the signal and ends before Slurm ends it
+    "killed": ("FAILED",),
+}
 MORE = {"MinMemoryNode", "TimeLimit"}  # what another attempt is to get more of
 
 
@@ -90,7 +94,7 @@ class Endings(threading.Thread):
                 yield f"no job was {how}: none left a checkpoint before it ended"
                 continue
             ended = self.describe(self.jobs[how])
-            if ended["JobState"] != STATES[how]:
+            if ended["JobState"] not in STATES[how]:
                 yield f"job {ended['JobId']} was to be {how}, and is {ended['JobState']}"
             again = [
                 job
@@ -103,9 +107,10 @@ class Endings(threading.Thread):
             elif not all(_amount(again[0][key]) > _amount(ended[key]) for key in MORE):
                 yield f"job {ended['JobId']} was {how}, and tried again with no more memory and time"
             for folder in self.cut_off[how]:
-                first = (folder / "train.log").read_text().splitlines()[0]
-                print(f"{how}: {folder.relative_to(self.results)} {first}")
-                if "resumed after epoch" not in first:
+                said = (folder / "train.log").read_text().splitlines()
+                resumed = [line for line in said if line.startswith("resumed after epoch")]
+                print(f"{how}: {folder.relative_to(self.results)} {', '.join(resumed)}")
+                if not resumed:
                     yield f"{folder} was trained from the start again after its job had been {how}"
 
 
