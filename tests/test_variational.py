@@ -41,9 +41,9 @@ ORACLE = [
 def dtype(request, monkeypatch) -> torch.dtype:
     """The number type of a test that runs once on every path."""
     if request.param == "plain":
-        monkeypatch.setattr(posterior, "_fused", lambda *tensors: False)
+        monkeypatch.setattr(posterior, "is_fused", lambda *tensors: False)
     elif request.param == "fused":
-        assert posterior._fused(torch.ones(3, 4), torch.ones(3, 4))
+        assert posterior.is_fused(torch.ones(3, 4), torch.ones(3, 4))
     return torch.float64 if request.param == "float64" else torch.float32
 
 

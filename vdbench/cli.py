@@ -36,6 +36,7 @@ def fetch(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Train one run; started again after being killed, it goes on where it was."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: large tensors in large pages, which cost less to get
     from vdbench import training
     from vdbench.running import at_work
 

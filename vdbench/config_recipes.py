@@ -26,6 +26,11 @@ class DenseRecipe(Strict):
         None, ge=0, lt=1, description="rate of the net's dropout layers, else its own; 0 in variational dropout"
     )
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient, else any")
+    matmul_precision: Literal["high", "medium"] | None = Field(
+        None,
+        description="torch's `float32_matmul_precision` in training, else `highest`; `medium` multiplies matrices in "
+        "bfloat16 where the processor can, and sums in float32",
+    )
     sequence_length: int | None = Field(None, gt=0, description="words a step reads of each sequence, else 35")
 
     @model_validator(mode="after")

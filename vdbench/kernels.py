@@ -32,7 +32,7 @@ _SIN0, _SIN1, _SIN2 = f32(9.99999996e-01), f32(-1.66666580e-01), f32(8.33305062e
 _SIN3, _SIN4 = f32(-1.98090464e-04), f32(2.60516628e-06)
 _COS0, _COS1, _COS2 = f32(1.0), f32(-4.99999994e-01), f32(4.16666362e-02)
 _COS3, _COS4, _COS5 = f32(-1.38883608e-03), f32(2.47601355e-05), f32(-2.60510764e-07)
-_JIT = {
+JIT = {
     "cache": True,
     "nogil": True,
     "error_model": "numpy",
@@ -40,7 +40,7 @@ _JIT = {
 }
 # Of a function that others call. With code of its own beside its copies in its callers, the process that compiles would
 # run the one, and those that load from the cache the others, whose last digits may differ.
-_INLINED = {**_JIT, "forceinline": True}
+_INLINED = {**JIT, "forceinline": True}
 
 
 @intrinsic
@@ -66,7 +66,7 @@ def _exponent(typing, x):
 
 
 @njit(inline="always")
-def _exp(x):
+def exp(x):
     """exp(x) for |x| < 87."""
     n = np.floor(x * _LOG2E + f32(0.5))
     r = x - n * _LN2_HIGH - n * _LN2_LOW
@@ -80,7 +80,7 @@ def _exp(x):
 
 
 @njit(inline="always")
-def _log(x):
+def log(x):
     """log(x) for a normal, positive x."""
     n = _exponent(x)
     m = x * _power_of_two(-n) - f32(1.0)
@@ -109,21 +109,21 @@ def _posterior_block(weight, log_sigma2, mean, variance, by_weight, by_log_sigma
     kl = f32(0.0)
     for i in range(weight.size):
         square = weight[i] * weight[i] + _EPS
-        unclipped = log_sigma2[i] - _log(square)
+        unclipped = log_sigma2[i] - log(square)
         log_alpha = _clip(unclipped, _CLIP)
-        inverse_alpha = _exp(-log_alpha)
-        gate = f32(1.0) / (f32(1.0) + _exp(-_K2 - _K3 * log_alpha))
-        kl += _K1 * (f32(1.0) - gate) + f32(0.5) * _log(f32(1.0) + inverse_alpha)
+        inverse_alpha = exp(-log_alpha)
+        gate = f32(1.0) / (f32(1.0) + exp(-_K2 - _K3 * log_alpha))
+        kl += _K1 * (f32(1.0) - gate) + f32(0.5) * log(f32(1.0) + inverse_alpha)
         slope = -f32(0.5) * inverse_alpha / (f32(1.0) + inverse_alpha) - _K1 * _K3 * gate * (f32(1.0) - gate)
         slope = slope if log_alpha == unclipped else f32(0.0)
         by_log_sigma2[i] = slope
         by_weight[i] = f32(-2.0) * weight[i] / square * slope
-        variance[i] = _exp(_clip(log_sigma2[i], _LARGEST))
+        variance[i] = exp(_clip(log_sigma2[i], _LARGEST))
         mean[i] = f32(0.0) if variance[i] >= alpha_limit * square else weight[i]
     return kl
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def posterior(weight, log_sigma2, mean, variance, by_weight, by_log_sigma2, alpha_limit):
     """The summed KL divergence; written into the arrays given: variance = exp(log_sigma2), mean = 0 where
     variance >= alpha_limit * (weight^2 + 1e-8) and else weight, and the gradients of the KL divergence."""
@@ -142,7 +142,7 @@ def posterior(weight, log_sigma2, mean, variance, by_weight, by_log_sigma2, alph
     return kl
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def posterior_gradients(
     grad_mean,
     grad_variance,
@@ -167,7 +167,7 @@ def posterior_gradients(
 def _box_muller(a, b):
     """Two independent standard normals from two random 32-bit words."""
     uniform = (f32(np.int32(a >> np.uint64(8))) + f32(1.0)) * f32(2.0**-24)
-    radius = np.sqrt(f32(-2.0) * _log(uniform))
+    radius = np.sqrt(f32(-2.0) * log(uniform))
     t = f32(np.int32(b >> np.uint64(8)) - np.int32(1 << 23)) * _HALF_TURN
     z = t * t
     sine = t * (_SIN0 + z * (_SIN1 + z * (_SIN2 + z * (_SIN3 + z * _SIN4))))
@@ -187,7 +187,7 @@ def philox(counter, key0, key1):
     return x0, x1, x2, x3
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def fill_normal(out, seed):
     """Standard normals from a 64-bit seed, whatever the machine. The length of `out` is a multiple of 4."""
     quarter = out.size // 4
@@ -199,7 +199,7 @@ def fill_normal(out, seed):
         q2[i], q3[i] = _box_muller(c, d)
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def add_noise(mean, variance, noise):
     """`mean` becomes mean + std * noise, and `noise` the derivative of that by the variance."""
     for i in range(mean.size):
@@ -212,13 +212,13 @@ def add_noise(mean, variance, noise):
 def _divergence_block(weight, log_sigma2):
     kl = f32(0.0)
     for i in range(weight.size):
-        log_alpha = _clip(log_sigma2[i] - _log(weight[i] * weight[i] + _EPS), _CLIP)
-        gate = f32(1.0) / (f32(1.0) + _exp(-_K2 - _K3 * log_alpha))
-        kl += _K1 * (f32(1.0) - gate) + f32(0.5) * _log(f32(1.0) + _exp(-log_alpha))
+        log_alpha = _clip(log_sigma2[i] - log(weight[i] * weight[i] + _EPS), _CLIP)
+        gate = f32(1.0) / (f32(1.0) + exp(-_K2 - _K3 * log_alpha))
+        kl += _K1 * (f32(1.0) - gate) + f32(0.5) * log(f32(1.0) + exp(-log_alpha))
     return kl
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def divergence(weight, log_sigma2):
     """The KL divergence summed over all weights."""
     kl = 0.0
@@ -228,16 +228,16 @@ def divergence(weight, log_sigma2):
     return kl
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def divergence_gradients(weight, log_sigma2, grad_kl, grad_weight, grad_log_sigma2):
     """The gradients of `divergence`, times `grad_kl`, written into `grad_weight` and `grad_log_sigma2`."""
     scale = f32(grad_kl)
     for i in range(weight.size):
         square = weight[i] * weight[i] + _EPS
-        unclipped = log_sigma2[i] - _log(square)
+        unclipped = log_sigma2[i] - log(square)
         log_alpha = _clip(unclipped, _CLIP)
-        inverse_alpha = _exp(-log_alpha)
-        gate = f32(1.0) / (f32(1.0) + _exp(-_K2 - _K3 * log_alpha))
+        inverse_alpha = exp(-log_alpha)
+        gate = f32(1.0) / (f32(1.0) + exp(-_K2 - _K3 * log_alpha))
         slope = -f32(0.5) * inverse_alpha / (f32(1.0) + inverse_alpha) - _K1 * _K3 * gate * (f32(1.0) - gate)
         slope = scale * slope if log_alpha == unclipped else f32(0.0)
         grad_log_sigma2[i] = slope
@@ -247,7 +247,7 @@ def divergence_gradients(weight, log_sigma2, grad_kl, grad_weight, grad_log_sigm
 @njit(**_INLINED)
 def _sample_block(weight, log_sigma2, noise, out, alpha_limit):
     for i in range(weight.size):
-        std = _exp(f32(0.5) * _clip(log_sigma2[i], _LARGEST))
+        std = exp(f32(0.5) * _clip(log_sigma2[i], _LARGEST))
         removed = std * std >= alpha_limit * (weight[i] * weight[i] + _EPS)
         out[i] = (f32(0.0) if removed else weight[i]) + std * noise[i]
 
@@ -255,13 +255,13 @@ def _sample_block(weight, log_sigma2, noise, out, alpha_limit):
 @njit(**_INLINED)
 def _sample_gradients_block(weight, log_sigma2, noise, grad, grad_weight, grad_log_sigma2, alpha_limit):
     for i in range(weight.size):
-        std = _exp(f32(0.5) * _clip(log_sigma2[i], _LARGEST))
+        std = exp(f32(0.5) * _clip(log_sigma2[i], _LARGEST))
         removed = std * std >= alpha_limit * (weight[i] * weight[i] + _EPS)
         grad_weight[i] += f32(0.0) if removed else grad[i]
         grad_log_sigma2[i] += f32(0.5) * std * noise[i] * grad[i]
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def sample(weight, log_sigma2, out, seed, alpha_limit):
     """A sample of every weight, written into `out`: its mean, 0 where exp(log_sigma2) >= alpha_limit * (weight^2 +
     1e-8), plus its standard deviation times a standard normal drawn from the 64-bit seed."""
@@ -272,7 +272,7 @@ def sample(weight, log_sigma2, out, seed, alpha_limit):
         _sample_block(weight[part], log_sigma2[part], noise, out[part], f32(alpha_limit))
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def sample_gradients(weight, log_sigma2, grad, grad_weight, grad_log_sigma2, seed, alpha_limit):
     """The gradients of `sample` added to `grad_weight` and `grad_log_sigma2`. The noise is drawn again, from the same
     seed, rather than kept: that is as fast, and saves memory the size of all weights."""

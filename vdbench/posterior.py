@@ -33,7 +33,7 @@ def log_alpha(weight: Tensor, log_sigma2: Tensor) -> Tensor:
     return (wide(log_sigma2) - torch.log(wide(weight).square() + EPS)).clamp(-LOG_ALPHA_CLIP, LOG_ALPHA_CLIP)
 
 
-def _fused(*tensors: Tensor) -> bool:
+def is_fused(*tensors: Tensor) -> bool:
     """Whether the numba kernels serve these tensors: float32 on a CPU, without gaps, in one memory order."""
     first = tensors[0]
     return not torch.compiler.is_compiling() and all(
@@ -69,7 +69,7 @@ def computed_again(tensor: Tensor, compute: Callable[[], Tensor]) -> AbstractCon
     return torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: compute() if kept is None else kept)
 
 
-def _flat(tensor: Tensor) -> Any:
+def flat(tensor: Tensor) -> Any:
     """The memory of a tensor without gaps as a flat NumPy array."""
     return tensor.detach().as_strided((tensor.numel(),), (1,)).numpy()
 
@@ -87,7 +87,7 @@ class Posterior(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, log_sigma2: Tensor, alpha_limit: float) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.fused, ctx.alpha_limit = _fused(weight, log_sigma2), alpha_limit
+        ctx.fused, ctx.alpha_limit = is_fused(weight, log_sigma2), alpha_limit
         if ctx.fused:
             kl, mean, variance, by_weight, by_log_sigma2 = _fused_posterior(weight, log_sigma2, alpha_limit)
             if weight.numel() >= COMPUTED_AGAIN:
@@ -115,12 +115,12 @@ class Posterior(torch.autograd.Function):
             _, _, variance, by_weight, by_log_sigma2 = _fused_posterior(weight, log_sigma2, ctx.alpha_limit)
         else:
             weight, variance, by_weight, by_log_sigma2 = ctx.saved_tensors
-        if ctx.fused and _fused(weight, grad_mean, grad_variance):
+        if ctx.fused and is_fused(weight, grad_mean, grad_variance):
             from vdbench import kernels
 
             gradients = torch.empty_like(weight), torch.empty_like(weight)
-            arrays = [_flat(t) for t in (weight, variance, by_weight, by_log_sigma2, *gradients)]
-            grads = _flat(grad_mean), _flat(grad_variance), grad_kl.item()
+            arrays = [flat(t) for t in (weight, variance, by_weight, by_log_sigma2, *gradients)]
+            grads = flat(grad_mean), flat(grad_variance), grad_kl.item()
             kernels.posterior_gradients(*grads, *arrays, alpha_limit=ctx.alpha_limit)
             return *gradients, None
         removed = variance >= ctx.alpha_limit * (weight.square() + EPS)
@@ -133,7 +133,7 @@ def _fused_posterior(weight: Tensor, log_sigma2: Tensor, alpha_limit: float) -> 
     from vdbench import kernels
 
     made = tuple(torch.empty_like(weight) for _ in range(4))
-    arrays = [_flat(t) for t in (weight, log_sigma2, *made)]
+    arrays = [flat(t) for t in (weight, log_sigma2, *made)]
     return weight.new_tensor(kernels.posterior(*arrays, alpha_limit=alpha_limit)), *made
 
 
@@ -146,7 +146,7 @@ class AddNoise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
         ctx.dtype = variance.dtype
-        if _fused(mean, variance):
+        if is_fused(mean, variance):
             from vdbench import kernels
 
             # a layer's output in place, which no gradient needs as it was: memory for one less of them
@@ -156,7 +156,7 @@ class AddNoise(torch.autograd.Function):
             noise = torch.empty(-(-size // 4) * 4)
             kernels.fill_normal(noise.numpy(), torch.randint(2**63 - 1, ()).item())
             noise = noise[:size].as_strided(out.shape, out.stride())
-            kernels.add_noise(*(_flat(t) for t in (out, variance, noise)))
+            kernels.add_noise(*(flat(t) for t in (out, variance, noise)))
             ctx.save_for_backward(noise)
             return out
         std = (wide(variance).clamp_min(0.0) + EPS).sqrt()
@@ -178,7 +178,7 @@ def sample(weight: Tensor, log_sigma2: Tensor, alpha_limit: float, rows: Tensor 
     Args:
         rows: (R,) int64, distinct; None for all.
     """
-    if _fused(weight, log_sigma2):
+    if is_fused(weight, log_sigma2):
         return cast(tuple[Tensor, Tensor], _FusedSample.apply(weight, log_sigma2, alpha_limit, rows))
     mean, _, kl = cast(tuple[Tensor, Tensor, Tensor], Posterior.apply(weight, log_sigma2, alpha_limit))
     if rows is not None:
@@ -198,8 +198,8 @@ class _FusedSample(torch.autograd.Function):
         ctx.save_for_backward(weight, log_sigma2)
         chosen = [t if rows is None else t.detach()[rows] for t in (weight, log_sigma2)]
         out = torch.empty_like(chosen[0])
-        kernels.sample(*(_flat(t) for t in (*chosen, out)), seed=ctx.seed, alpha_limit=alpha_limit)
-        return out, weight.new_tensor(kernels.divergence(_flat(weight), _flat(log_sigma2)))
+        kernels.sample(*(flat(t) for t in (*chosen, out)), seed=ctx.seed, alpha_limit=alpha_limit)
+        return out, weight.new_tensor(kernels.divergence(flat(weight), flat(log_sigma2)))
 
     @staticmethod
     @once_differentiable
@@ -209,13 +209,14 @@ class _FusedSample(torch.autograd.Function):
         weight, log_sigma2 = ctx.saved_tensors
         gradients = [torch.empty_like(weight), torch.empty_like(weight)]
         kernels.divergence_gradients(
-            _flat(weight), _flat(log_sigma2), grad_kl.item(), _flat(gradients[0]), _flat(gradients[1])
+            flat(weight), flat(log_sigma2), grad_kl.item(), flat(gradients[0]), flat(gradients[1])
         )
         of_rows = ctx.rows is not None
         chosen = [t.detach()[ctx.rows] for t in (weight, log_sigma2)] if of_rows else [weight, log_sigma2]
         into = [torch.zeros_like(t) for t in chosen] if of_rows else gradients
-        grad = torch.empty_like(chosen[0]).copy_(grad)  # in the memory order of the weights
-        arrays = [_flat(t) for t in (*chosen, grad, *into)]
+        if grad.stride() != chosen[0].stride():
+            grad = torch.empty_like(chosen[0]).copy_(grad)  # in the memory order of the weights
+        arrays = [flat(t) for t in (*chosen, grad, *into)]
         kernels.sample_gradients(*arrays, seed=ctx.seed, alpha_limit=ctx.alpha_limit)
         if of_rows:
             for gradient, part in zip(gradients, into, strict=True):

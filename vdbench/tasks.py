@@ -104,9 +104,11 @@ class LanguageModelling:
             yield (self.words[piece], self.state), self.next[piece]
 
     def loss(self, output: Any, targets: Tensor) -> Tensor:
+        from vdbench.cross_entropy import cross_entropy  # numba is slow to import, and images need none of it
+
         logits, state = output
         self.state = tuple(part.detach() for part in state) if isinstance(state, tuple) else state.detach()
-        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         return evaluate(model, self.data)

@@ -31,7 +31,7 @@ from vdbench.data import OWN_DATA, Dataset
 from vdbench.job import Job
 from vdbench.language import LANGUAGE_MODELS
 from vdbench.models import MODELS, set_dropout
-from vdbench.process import denormals_are_zero, own_randomness
+from vdbench.process import denormals_are_zero, matmul_precision, own_randomness
 from vdbench.provenance import package_versions
 from vdbench.records import Record
 from vdbench.schedules import derived_seed, kl_weight, learning_rate
@@ -108,6 +108,34 @@ class Training:
         for group, base in zip(self.optimizer.param_groups, (recipe.learning_rate, own_rate), strict=False):
             group["lr"] = base * rate / recipe.learning_rate
         steps, examples = self.task.steps, self.task.num_examples
+        with matmul_precision(recipe.matmul_precision):  # evaluated is in full precision, as pruned nets are
+            totals = self.run_steps(epoch, beta, bar)
+        if totals is None:
+            return None
+        class_loss_mean, kl_mean = (totals / steps).tolist()
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            return None  # said here, for a log_sigma2 that is no number would count as sparsity
+        evaluated = self.task.evaluate(self.model)
+        if not math.isfinite(class_loss_mean + kl_mean + evaluated["cross_entropy"]):
+            return None
+        counted = metrics.size(self.model)
+        return {
+            "epoch": epoch + 1,
+            "learning_rate": rate,
+            "kl_weight": beta,
+            "loss": class_loss_mean + beta / examples * kl_mean,
+            "class_loss": class_loss_mean,
+            "kl": kl_mean,
+            self.task.measure: evaluated[self.task.measure],
+            "sparsity": counted.sparsity,
+            "compression_ratio": counted.compression_ratio,
+            "seconds": time.perf_counter() - started,
+            **{f"sparsity:{layer.name}": layer.sparsity for layer in metrics.layers(self.model)},
+        }
+
+    def run_steps(self, epoch: int, beta: float, bar: "tqdm[Any]") -> Tensor | None:
+        """The steps of an epoch: class loss and KL summed over them, None when the loss stops being a number."""
+        recipe, steps, examples = self.spec.recipe, self.task.steps, self.task.num_examples
         totals = torch.zeros(2, device=self.device)  # class loss, KL
         variational = self.spec.method in VARIATIONAL_METHODS
         self.model.train()
@@ -134,26 +162,7 @@ class Training:
                     return None
                 bar.update(DIVERGENCE_CHECK_STEPS)
         bar.update(steps % DIVERGENCE_CHECK_STEPS)
-        class_loss_mean, kl_mean = (totals / steps).tolist()
-        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
-            return None  # said here, for a log_sigma2 that is no number would count as sparsity
-        evaluated = self.task.evaluate(self.model)
-        if not math.isfinite(class_loss_mean + kl_mean + evaluated["cross_entropy"]):
-            return None
-        counted = metrics.size(self.model)
-        return {
-            "epoch": epoch + 1,
-            "learning_rate": rate,
-            "kl_weight": beta,
-            "loss": class_loss_mean + beta / examples * kl_mean,
-            "class_loss": class_loss_mean,
-            "kl": kl_mean,
-            self.task.measure: evaluated[self.task.measure],
-            "sparsity": counted.sparsity,
-            "compression_ratio": counted.compression_ratio,
-            "seconds": time.perf_counter() - started,
-            **{f"sparsity:{layer.name}": layer.sparsity for layer in metrics.layers(self.model)},
-        }
+        return totals
 
     def run(self, save: Callable[[dict[str, Any]], None], progress: bool, report: Report = _nobody) -> bool:
         """Train the epochs that are left; `save` is handed a checkpoint now and then, `report` told how far it is
