@@ -168,7 +168,7 @@ def test_the_sum_keeps_its_precision_over_a_million_weights():
     layer = VariationalDropoutLinear(1000, 1000, bias=False)
     torch.nn.init.constant_(layer.weight, 0.0371)
     one = formula(torch.tensor(0.0371, dtype=torch.float32).double(), torch.tensor(-10.0, dtype=torch.float64))
-    assert layer.kl_divergence().item() == pytest.approx(1e6 * float(one), rel=2e-6)
+    assert layer.kl_divergence().item() == pytest.approx(1e6 * float(one), rel=1e-5)  # in float32 throughout: 1e-3
 
 
 def test_noise_is_added_with_the_floored_standard_deviation():

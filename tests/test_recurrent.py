@@ -214,7 +214,7 @@ def test_fused_samples_are_those_of_the_formulas(rows):
     assert noise.abs().max() < 6
     ((mean[chosen] + std * noise).mul(grad).sum() + 0.7 * expected_kl).backward()
     torch.testing.assert_close(
-        kl.double(), expected_kl, rtol=5e-6, atol=0
+        kl.double(), expected_kl, rtol=1e-5, atol=0
     )  # summed in float32, in an order the CPU decides
     torch.testing.assert_close(weight.grad.double(), w.grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(log_sigma2.grad.double(), s.grad, rtol=1e-4, atol=1e-4)

@@ -98,7 +98,7 @@ def log(x):
 
 
 @njit(inline="always")
-def _clip(x, limit):
+def clip(x, limit):
     """x limited to [-limit, limit]; NaN stays NaN, so that a diverged run shows."""
     x = min(x, limit)
     return max(x, -limit)
@@ -110,7 +110,7 @@ def _posterior_block(weight, log_sigma2, mean, variance, by_weight, by_log_sigma
     for i in range(weight.size):
         square = weight[i] * weight[i] + _EPS
         unclipped = log_sigma2[i] - log(square)
-        log_alpha = _clip(unclipped, _CLIP)
+        log_alpha = clip(unclipped, _CLIP)
         inverse_alpha = exp(-log_alpha)
         gate = f32(1.0) / (f32(1.0) + exp(-_K2 - _K3 * log_alpha))
         kl += _K1 * (f32(1.0) - gate) + f32(0.5) * log(f32(1.0) + inverse_alpha)
@@ -118,7 +118,7 @@ def _posterior_block(weight, log_sigma2, mean, variance, by_weight, by_log_sigma
         slope = slope if log_alpha == unclipped else f32(0.0)
         by_log_sigma2[i] = slope
         by_weight[i] = f32(-2.0) * weight[i] / square * slope
-        variance[i] = exp(_clip(log_sigma2[i], _LARGEST))
+        variance[i] = exp(clip(log_sigma2[i], _LARGEST))
         mean[i] = f32(0.0) if variance[i] >= alpha_limit * square else weight[i]
     return kl
 
@@ -212,7 +212,7 @@ def add_noise(mean, variance, noise):
 def _divergence_block(weight, log_sigma2):
     kl = f32(0.0)
     for i in range(weight.size):
-        log_alpha = _clip(log_sigma2[i] - log(weight[i] * weight[i] + _EPS), _CLIP)
+        log_alpha = clip(log_sigma2[i] - log(weight[i] * weight[i] + _EPS), _CLIP)
         gate = f32(1.0) / (f32(1.0) + exp(-_K2 - _K3 * log_alpha))
         kl += _K1 * (f32(1.0) - gate) + f32(0.5) * log(f32(1.0) + exp(-log_alpha))
     return kl
@@ -235,7 +235,7 @@ def divergence_gradients(weight, log_sigma2, grad_kl, grad_weight, grad_log_sigm
     for i in range(weight.size):
         square = weight[i] * weight[i] + _EPS
         unclipped = log_sigma2[i] - log(square)
-        log_alpha = _clip(unclipped, _CLIP)
+        log_alpha = clip(unclipped, _CLIP)
         inverse_alpha = exp(-log_alpha)
         gate = f32(1.0) / (f32(1.0) + exp(-_K2 - _K3 * log_alpha))
         slope = -f32(0.5) * inverse_alpha / (f32(1.0) + inverse_alpha) - _K1 * _K3 * gate * (f32(1.0) - gate)
@@ -247,7 +247,7 @@ def divergence_gradients(weight, log_sigma2, grad_kl, grad_weight, grad_log_sigm
 @njit(**_INLINED)
 def _sample_block(weight, log_sigma2, noise, out, alpha_limit):
     for i in range(weight.size):
-        std = exp(f32(0.5) * _clip(log_sigma2[i], _LARGEST))
+        std = exp(f32(0.5) * clip(log_sigma2[i], _LARGEST))
         removed = std * std >= alpha_limit * (weight[i] * weight[i] + _EPS)
         out[i] = (f32(0.0) if removed else weight[i]) + std * noise[i]
 
@@ -255,7 +255,7 @@ def _sample_block(weight, log_sigma2, noise, out, alpha_limit):
 @njit(**_INLINED)
 def _sample_gradients_block(weight, log_sigma2, noise, grad, grad_weight, grad_log_sigma2, alpha_limit):
     for i in range(weight.size):
-        std = exp(f32(0.5) * _clip(log_sigma2[i], _LARGEST))
+        std = exp(f32(0.5) * clip(log_sigma2[i], _LARGEST))
         removed = std * std >= alpha_limit * (weight[i] * weight[i] + _EPS)
         grad_weight[i] += f32(0.0) if removed else grad[i]
         grad_log_sigma2[i] += f32(0.5) * std * noise[i] * grad[i]

@@ -10,16 +10,15 @@ side by side, so that a weight is loaded once for all of them.
 import numpy as np
 from numba import njit
 
-from vdbench.kernels import _clip, _exp
+from vdbench.kernels import JIT, clip, exp
 
 f32 = np.float32
 _LIMIT = f32(80.0)
-_JIT = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
 
 
 @njit(inline="always")
 def _sigmoid(x):
-    return f32(1.0) / (f32(1.0) + _exp(-_clip(x, _LIMIT)))
+    return f32(1.0) / (f32(1.0) + exp(-clip(x, _LIMIT)))
 
 
 @njit(inline="always")
@@ -34,7 +33,7 @@ def _tanh(x):
     return x + x * z * p if z < f32(0.39) else f32(2.0) * _sigmoid(f32(2.0) * x) - f32(1.0)
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def add_product(starts, places, values, x, out):
     """out += W x, the rows of W as in a CSR matrix: `starts` (rows + 1), `places` and `values`."""
     for row in range(len(starts) - 1):
@@ -50,7 +49,7 @@ def add_product(starts, places, values, x, out):
                     out[row, column] += value * x[place, column]
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def look_up(starts, places, values, words, out):
     """The sparse rows of `words` as the columns of `out`, which is zero."""
     for column in range(len(words)):
@@ -58,7 +57,7 @@ def look_up(starts, places, values, words, out):
             out[places[k], column] = values[k]
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def run_tanh(starts, places, values, gates, hidden, outputs):
     """A layer of tanh units over all timesteps. `gates` (units, T * N) holds what inputs and biases add up to and is
     overwritten; `hidden` (units, N) is the state before and after; `outputs` (units, T * N)."""
@@ -73,7 +72,7 @@ def run_tanh(starts, places, values, gates, hidden, outputs):
         outputs[:, start : start + sequences] = hidden
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def run_lstm(starts, places, values, gates, hidden, cell, outputs):
     """As `run_tanh`, with an LSTM's four gates one after the other, (4 * units, T * N), and its `cell` (units, N)."""
     units, sequences = hidden.shape
