@@ -16,10 +16,11 @@ import tiny
 import torch
 from torch.nn import functional
 
-from vdbench import metrics, provenance, pruning, records, schedules, training
+from vdbench import metrics, provenance, pruning, records, schedules, tasks, training
 from vdbench.config import DenseRecipe, SuiteError, VariationalRecipe
 from vdbench.conversion import to_variational_dropout
 from vdbench.models import LeNet300100
+from vdbench.steps import build_optimizer
 from vdbench.variational import kl_divergence, variational_layers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -287,9 +288,25 @@ def test_step_is_adam_on_cross_entropy_plus_kl_over_the_training_set(beta, tmp_p
         torch.testing.assert_close(value, model.state_dict()[name], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("asked", "expected"), [(None, "highest"), ("medium", "medium")])
+def test_matrices_are_multiplied_as_the_recipe_says_in_training_alone(asked, expected, data, tmp_path, monkeypatch):
+    found = {"step": set(), "evaluation": set()}
+    for owner, name, key in [(torch.optim.Adam, "step", "step"), (tasks.Classification, "evaluate", "evaluation")]:
+        original = getattr(owner, name)
+
+        def spied(*args, original=original, key=key, **kwargs):
+            found[key].add(torch.get_float32_matmul_precision())
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, spied)
+    tiny.train(tiny.spec("dense", epochs=1, matmul_precision=asked), tmp_path, data)
+    assert found == {"step": {expected}, "evaluation": {"highest"}}
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_weight_decay_never_touches_log_sigma2():
     model = to_variational_dropout(LeNet300100())
-    optimizer = training.build_optimizer(model, VariationalRecipe(epochs=1, weight_decay=0.1))
+    optimizer = build_optimizer(model, VariationalRecipe(epochs=1, weight_decay=0.1))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -300,7 +317,7 @@ def test_weight_decay_never_touches_log_sigma2():
 
 def test_every_parameter_is_optimised_once():
     model = to_variational_dropout(LeNet300100())
-    optimizer = training.build_optimizer(model, VariationalRecipe(epochs=1))
+    optimizer = build_optimizer(model, VariationalRecipe(epochs=1))
     optimised = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(optimised) == sorted(id(parameter) for parameter in model.parameters())
 

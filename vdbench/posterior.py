@@ -1,11 +1,12 @@
 """The Gaussian posterior of a weight and the noise of an output, as differentiable operations.
 
-Each has two forms of the same formulas: fused numba kernels for float32 on a CPU, torch operations for the rest. The
-equations are those of the paper, see `variational`.
+Each has three forms of the same formulas: fused kernels for float32 on a CPU (numba) and on a GPU (Triton), torch
+operations for the rest. The equations are those of the paper, see `variational`.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,7 @@ EPS = 1e-8  # under the logarithm of weight^2 and under the square root of the v
 # Constants of the approximation to the KL divergence (paper, equation 14).
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
 
+_HAS_TRITON = find_spec("triton") is not None
 _HAS_BFLOAT16 = bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False))
 
 
@@ -33,18 +35,30 @@ def log_alpha(weight: Tensor, log_sigma2: Tensor) -> Tensor:
     return (wide(log_sigma2) - torch.log(wide(weight).square() + EPS)).clamp(-LOG_ALPHA_CLIP, LOG_ALPHA_CLIP)
 
 
+def _are_alike(device: str, *tensors: Tensor) -> bool:
+    """Whether all are on such a device, without gaps and in one memory order, and no compiler is looking."""
+    order = torch.empty_like(tensors[0]).stride()
+    return not torch.compiler.is_compiling() and all(t.device.type == device and t.stride() == order for t in tensors)
+
+
 def is_fused(*tensors: Tensor) -> bool:
     """Whether the numba kernels serve these tensors: float32 on a CPU, without gaps, in one memory order."""
-    first = tensors[0]
-    return not torch.compiler.is_compiling() and all(
-        t.device.type == "cpu" and t.dtype == torch.float32 and t.stride() == torch.empty_like(first).stride()
-        for t in tensors
-    )
+    return _are_alike("cpu", *tensors) and all(t.dtype == torch.float32 for t in tensors)
+
+
+def is_fused_on_gpu(*tensors: Tensor) -> bool:
+    """Whether the Triton kernels serve these tensors: on a GPU, without gaps, in one memory order."""
+    return _HAS_TRITON and _are_alike("cuda", *tensors) and all(t.dtype != torch.float64 for t in tensors)
+
+
+def _ordered_as(other: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor in the memory order of another one of its shape."""
+    return tensor if tensor.stride() == other.stride() else torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
 
 
 def variance_dtype(device: str) -> str:
-    """The type in which the variance of a float32 layer's output is computed on a device."""
-    return "bfloat16" if device == "cpu" and _HAS_BFLOAT16 else "float32"
+    """The type in which training computes the variance of a float32 layer's output on a device."""
+    return "bfloat16" if device == "cuda" or _HAS_BFLOAT16 else "float32"
 
 
 def narrow(square: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,6 +68,15 @@ def narrow(square: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     if variance.device.type == "cpu" and variance.dtype == square.dtype == torch.float32 and _HAS_BFLOAT16:
         return square.bfloat16(), variance.bfloat16()
     return square, variance
+
+
+def squared(input: Tensor) -> Tensor:
+    """The squares in the input's own type, where autocast would widen them."""
+    device = input.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return input.square()
+    with torch.autocast(device, enabled=False):
+        return input.square()
 
 
 def computed_again(tensor: Tensor, compute: Callable[[], Tensor]) -> AbstractContextManager[Any]:
@@ -88,6 +111,12 @@ class Posterior(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, log_sigma2: Tensor, alpha_limit: float) -> tuple[Tensor, Tensor, Tensor]:
         ctx.fused, ctx.alpha_limit = is_fused(weight, log_sigma2), alpha_limit
+        ctx.on_gpu = is_fused_on_gpu(weight, log_sigma2)
+        if ctx.on_gpu:
+            from vdbench import gpu_kernels
+
+            ctx.save_for_backward(weight, log_sigma2)
+            return gpu_kernels.posterior(weight, log_sigma2, alpha_limit)
         if ctx.fused:
             kl, mean, variance, by_weight, by_log_sigma2 = _fused_posterior(weight, log_sigma2, alpha_limit)
             if weight.numel() >= COMPUTED_AGAIN:
@@ -110,6 +139,12 @@ class Posterior(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        if ctx.on_gpu:
+            from vdbench import gpu_kernels
+
+            weight, log_sigma2 = ctx.saved_tensors
+            grads = _ordered_as(weight, grad_mean), _ordered_as(weight, grad_variance), grad_kl
+            return *gpu_kernels.posterior_gradients(weight, log_sigma2, *grads, alpha_limit=ctx.alpha_limit), None
         if len(ctx.saved_tensors) == 2:
             weight, log_sigma2 = ctx.saved_tensors
             _, _, variance, by_weight, by_log_sigma2 = _fused_posterior(weight, log_sigma2, ctx.alpha_limit)
@@ -145,28 +180,42 @@ class AddNoise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
-        ctx.dtype = variance.dtype
-        if is_fused(mean, variance):
+        ctx.dtype, ctx.on_gpu = variance.dtype, is_fused_on_gpu(mean, variance)
+        if not ctx.on_gpu:
+            variance = wide(variance)
+            if not is_fused(mean, variance):
+                std = (variance.clamp_min(0.0) + EPS).sqrt()
+                noise = torch.randn_like(std)
+                ctx.save_for_backward(0.5 * noise / std)
+                return (mean + std * noise).to(mean.dtype)
+        # a layer's output in place, which no gradient needs as it was: memory for one less of them
+        out = mean.clone() if mean.is_leaf or mean._is_view() else mean
+        if out is mean:
+            ctx.mark_dirty(mean)
+        if ctx.on_gpu:
+            from vdbench import gpu_kernels
+
+            seed = torch.randint(2**62, (1,), device=mean.device)
+            gpu_kernels.add_noise(out, variance, seed)
+            ctx.save_for_backward(variance, seed)
+        else:
             from vdbench import kernels
 
-            # a layer's output in place, which no gradient needs as it was: memory for one less of them
-            out, size = mean.clone() if mean.is_leaf or mean._is_view() else mean, mean.numel()
-            if out is mean:
-                ctx.mark_dirty(mean)
-            noise = torch.empty(-(-size // 4) * 4)
+            noise = torch.empty(-(-out.numel() // 4) * 4)
             kernels.fill_normal(noise.numpy(), torch.randint(2**63 - 1, ()).item())
-            noise = noise[:size].as_strided(out.shape, out.stride())
+            noise = noise[: out.numel()].as_strided(out.shape, out.stride())
             kernels.add_noise(*(flat(t) for t in (out, variance, noise)))
             ctx.save_for_backward(noise)
-            return out
-        std = (wide(variance).clamp_min(0.0) + EPS).sqrt()
-        noise = torch.randn_like(std)
-        ctx.save_for_backward(0.5 * noise / std)
-        return (mean + std * noise).to(mean.dtype)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        if ctx.on_gpu:
+            from vdbench import gpu_kernels
+
+            variance, seed = ctx.saved_tensors
+            return grad, gpu_kernels.noise_gradient(_ordered_as(variance, grad), variance, seed)
         (by_variance,) = ctx.saved_tensors
         return grad, (grad * by_variance).to(ctx.dtype)
 

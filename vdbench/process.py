@@ -35,12 +35,24 @@ def threads_restored() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def matmul_precision(precision: str | None) -> Iterator[None]:
-    """Within the block torch multiplies float32 matrices as `torch.set_float32_matmul_precision` says; None: as it
-    did."""
+def training_precision(device: str, asked: str | None) -> Iterator[None]:
+    """Within the block products are as training has them: of float32 as torch.set_float32_matmul_precision says, where
+    that is asked for; else float32 on a CPU and, under autocast, bfloat16 on a GPU."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision or before)
+    torch.set_float32_matmul_precision(asked or before)
+    try:
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" and asked is None):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Within the block convolutions on a GPU are float32, which by default they are not quite: TF32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = before

@@ -13,6 +13,7 @@ from vdbench.config import VARIATIONAL_METHODS, RunSpec, spec_sha256
 from vdbench.data import Dataset
 from vdbench.job import Job
 from vdbench.models import MODELS
+from vdbench.process import full_precision
 from vdbench.records import Control, CurvePoint, LayerHistogram, Record, Words
 from vdbench.structure import LanguageModel, structure, told_words
 from vdbench.tensors import load_state, state_sha256
@@ -123,6 +124,7 @@ def _left_of_language(model: nn.Module, data: Dataset | Text) -> dict[str, Any]:
     return {"kept": left.counts(), "words": told}
 
 
+@full_precision()
 def prune(
     spec: RunSpec, *, suite: str, output: Path, data: Dataset | Text, weights: Path, control: Path | None = None
 ) -> Record:

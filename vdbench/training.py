@@ -20,7 +20,6 @@ from vdbench.checkpoint import Checkpoint, Identity
 from vdbench.config import (
     BASELINE_METHODS,
     VARIATIONAL_METHODS,
-    DenseRecipe,
     RunSpec,
     SuiteError,
     VariationalRecipe,
@@ -31,14 +30,15 @@ from vdbench.data import OWN_DATA, Dataset
 from vdbench.job import Job
 from vdbench.language import LANGUAGE_MODELS
 from vdbench.models import MODELS, set_dropout
-from vdbench.process import denormals_are_zero, matmul_precision, own_randomness
+from vdbench.process import denormals_are_zero, own_randomness
 from vdbench.provenance import package_versions
 from vdbench.records import Record
 from vdbench.schedules import derived_seed, kl_weight, learning_rate
+from vdbench.steps import Step, build_optimizer, load_optimizer_state, set_learning_rate
 from vdbench.tasks import Task, task
 from vdbench.tensors import load_state, load_tensors, save_tensors, state_sha256
 from vdbench.text import Text
-from vdbench.variational import forward_with_kl, variational_layers, variational_matrices
+from vdbench.variational import variational_layers
 
 log = logging.getLogger("vdbench")
 
@@ -75,16 +75,6 @@ def build_model(spec: RunSpec, num_classes: int, pretrained: Path | None) -> nn.
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def build_optimizer(model: nn.Module, recipe: DenseRecipe) -> torch.optim.Adam:
-    """Adam; log_sigma2 is a group of its own, without weight decay."""
-    variances = [matrix.log_sigma2 for _, matrix in variational_matrices(model)]
-    known = {id(p) for p in variances}
-    groups = [{"params": [p for p in model.parameters() if id(p) not in known], "weight_decay": recipe.weight_decay}]
-    if variances:
-        groups.append({"params": variances, "weight_decay": 0.0})
-    return torch.optim.Adam(groups, lr=recipe.learning_rate, fused=True)
-
-
 @dataclass
 class Training:
     """A run in progress: everything a checkpoint holds and everything an epoch needs."""
@@ -93,6 +83,7 @@ class Training:
     task: Task
     model: nn.Module
     optimizer: torch.optim.Adam
+    step: Step
     pruner: GradualPruner | None
     device: str
     history: list[dict[str, float]]
@@ -105,14 +96,15 @@ class Training:
         recipe = self.spec.recipe
         rate, beta = learning_rate(recipe, epoch), kl_weight(recipe, epoch)
         own_rate = getattr(recipe, "log_sigma2_learning_rate", None) or recipe.learning_rate
-        for group, base in zip(self.optimizer.param_groups, (recipe.learning_rate, own_rate), strict=False):
-            group["lr"] = base * rate / recipe.learning_rate
+        set_learning_rate(
+            self.optimizer, *(base * rate / recipe.learning_rate for base in (recipe.learning_rate, own_rate))
+        )
         steps, examples = self.task.steps, self.task.num_examples
-        with matmul_precision(recipe.matmul_precision):  # evaluated is in full precision, as pruned nets are
-            totals = self.run_steps(epoch, beta, bar)
-        if totals is None:
+        self.step.kl_scale.fill_(beta / examples)
+        self.step.totals.zero_()
+        if not self.run_steps(epoch, bar):
             return None
-        class_loss_mean, kl_mean = (totals / steps).tolist()
+        class_loss_mean, kl_mean = (self.step.totals / steps).tolist()
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             return None  # said here, for a log_sigma2 that is no number would count as sparsity
         evaluated = self.task.evaluate(self.model)
@@ -133,36 +125,22 @@ class Training:
             **{f"sparsity:{layer.name}": layer.sparsity for layer in metrics.layers(self.model)},
         }
 
-    def run_steps(self, epoch: int, beta: float, bar: "tqdm[Any]") -> Tensor | None:
-        """The steps of an epoch: class loss and KL summed over them, None when the loss stops being a number."""
-        recipe, steps, examples = self.spec.recipe, self.task.steps, self.task.num_examples
-        totals = torch.zeros(2, device=self.device)  # class loss, KL
-        variational = self.spec.method in VARIATIONAL_METHODS
+    def run_steps(self, epoch: int, bar: "tqdm[Any]") -> bool:
+        """The steps of an epoch; False when the loss stops being a number."""
+        steps = self.task.steps
         self.model.train()
-        for step, (inputs, targets) in enumerate(self.task.batches(epoch)):
-            if self.pruner is not None and step % PRUNING_STEPS == 0:
-                self.pruner.update((epoch * steps + step) / (recipe.prune_epochs * steps))  # type: ignore[union-attr]
-            if variational:
-                output, kl = forward_with_kl(self.model, *inputs)
-                class_loss = self.task.loss(output, targets)
-                loss = class_loss + beta / examples * kl
-                totals[1] += kl.detach()
-            else:
-                loss = class_loss = self.task.loss(self.model(*inputs), targets)
-            totals[0] += class_loss.detach()
-            self.optimizer.zero_grad()
-            loss.backward()
-            if recipe.gradient_clip is not None:
-                nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_clip)
-            self.optimizer.step()
+        for number, (inputs, targets) in enumerate(self.task.batches(epoch)):
+            if self.pruner is not None and number % PRUNING_STEPS == 0:
+                self.pruner.update((epoch * steps + number) / (self.spec.recipe.prune_epochs * steps))  # type: ignore[union-attr]
+            self.step(inputs, targets)
             if self.pruner is not None:
                 self.pruner.apply()
-            if (step + 1) % DIVERGENCE_CHECK_STEPS == 0:
-                if not bool(totals.isfinite().all()):
-                    return None
+            if (number + 1) % DIVERGENCE_CHECK_STEPS == 0:
+                if not bool(self.step.totals.isfinite().all()):
+                    return False
                 bar.update(DIVERGENCE_CHECK_STEPS)
         bar.update(steps % DIVERGENCE_CHECK_STEPS)
-        return totals
+        return True
 
     def run(self, save: Callable[[dict[str, Any]], None], progress: bool, report: Report = _nobody) -> bool:
         """Train the epochs that are left; `save` is handed a checkpoint now and then, `report` told how far it is
@@ -198,7 +176,7 @@ class Training:
     def restore(self, state: dict[str, Any]) -> None:
         """Raises whatever comes of a state that is not of this run's kind."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self.history[:] = state["history"]
         self.good = {name: value.clone() for name, value in self.model.state_dict().items()}
         if self.pruner is not None:
@@ -236,8 +214,9 @@ def _start(spec: RunSpec, data: Dataset | Text, pretrained: Path | None, matched
         except ValueError as error:
             raise records.RecordError(f"{matched}: {error}") from None
     optimizer = build_optimizer(model, spec.recipe)
+    step = Step(model, optimizer, spec.recipe, work.loss, spec.method in VARIATIONAL_METHODS)
     good = {name: value.clone() for name, value in model.state_dict().items()}
-    return Training(spec, work, model, optimizer, pruner, device, [], inputs, good)
+    return Training(spec, work, model, optimizer, step, pruner, device, [], inputs, good)
 
 
 def train(

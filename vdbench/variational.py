@@ -24,6 +24,7 @@ from vdbench.posterior import (
     log_alpha,
     narrow,
     sample,
+    squared,
     wide,
 )
 
@@ -170,10 +171,10 @@ class SingleWeight(VariationalDropout):
             with torch.autocast(input.device.type, enabled=False):
                 output_variance = product(wide(input).square(), variance, None)
         else:
-            square, variance = narrow(input.square(), variance.to(self.weight.dtype))
+            square, variance = narrow(squared(input), variance.to(self.weight.dtype))
             square_type = square.dtype
             with computed_again(square, lambda: input.detach().square().to(square_type)):
-                output_variance = product(square, variance, None).to(self.weight.dtype)
+                output_variance = product(square, variance, None)
         return cast(Tensor, AddNoise.apply(product(input, mean, self.bias), output_variance))
 
 

@@ -20,7 +20,7 @@ from vdbench.config import DenseRecipe, VariationalRecipe
 from vdbench.conversion import to_variational_dropout
 from vdbench.models import MODELS
 from vdbench.posterior import K1, K2, K3
-from vdbench.training import build_optimizer
+from vdbench.steps import build_optimizer
 from vdbench.variational import forward_with_kl, kl_divergence
 
 TARGETS = {"lenet300100": 2.5, "lenet5": 1.9}

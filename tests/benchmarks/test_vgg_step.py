@@ -24,7 +24,7 @@ from torch.nn import functional
 from vdbench.config import DenseRecipe, VariationalRecipe
 from vdbench.conversion import to_variational_dropout
 from vdbench.models import VGGLike
-from vdbench.training import build_optimizer
+from vdbench.steps import build_optimizer
 from vdbench.variational import forward_with_kl
 
 TARGETS, MEMORY_TARGET = {0.25: 2.0, 1.0: 1.7}, 2.2
