@@ -386,6 +386,29 @@ def test_estimates_are_the_median_of_like_runs_this_cpu_first():
     assert "a guess" in Past(other_method).seconds("train", spec)[1]
 
 
+@pytest.mark.parametrize(
+    ("gpu", "expected"),
+    [
+        (None, (400.0, "another CPU (Some CPU 9000)")),
+        ("Some GPU 100", (4.0, "this GPU")),
+        ("Another GPU", (4.0, "another GPU (Some GPU 100)")),
+    ],
+)
+def test_estimates_are_of_runs_on_a_gpu_where_there_is_one_and_only_there(gpu, expected, monkeypatch):
+    suite = factory.suite()
+    spec = suite.spec_of("train", "fc", "dense", 7)
+    on_gpu = factory.provenance().model_copy(update={"device": "Some GPU 100", "cpu": estimates.cpu_model()})
+    finished = [
+        factory.record(suite, "fc", "dense", 0, stage="train", wall_s=400.0),
+        factory.record(suite, "fc", "dense", 1, stage="train", wall_s=4.0, provenance=on_gpu),
+    ]
+    monkeypatch.setattr(estimates, "_gpu", lambda: gpu)
+    seconds, basis = Past(finished).seconds("train", spec)
+    assert (seconds, expected[1] in basis) == (expected[0], True), basis
+    if gpu is None:
+        assert "a guess" in Past(finished[1:]).seconds("train", spec)[1]
+
+
 def simple_job(name, seconds, *after, alone=False):
     return Job((name,), "rule", frozenset((other,) for other in after), seconds, "", False, alone)
 

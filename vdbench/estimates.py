@@ -72,19 +72,24 @@ class Past:
 
     def seconds(self, stage: str, spec: dict) -> tuple[float, str]:
         """How long a job takes, and where that is from: the median of what the same took on this CPU, else on another,
-        else a guess."""
+        else a guess. Runs on a GPU count, and count alone, where there is one."""
         key = (*_kind(stage, spec), spec.get("recipe", {}).get("epochs"))
         if key not in self._seconds:
             self._seconds[key] = self._estimated(stage, spec)
         return self._seconds[key]
 
     def _estimated(self, stage: str, spec: dict) -> tuple[float, str]:
-        alike = self.alike(stage, spec)
-        here = [record for record in alike if record.provenance.cpu == self._cpu]
+        alike, unit, own = self.alike(stage, spec), "CPU", self._cpu
+        on_gpu = [record for record in alike if record.provenance.device != "cpu"]
+        if on_gpu and (gpu := _gpu()):
+            alike, unit, own = on_gpu, "GPU", gpu
+        else:
+            alike = [record for record in alike if record.provenance.device == "cpu"]
+        here = [record for record in alike if record.provenance.hardware == own]
         chosen = here or alike
         if not chosen:
             return guess("layer" if "layer" in spec.get("densities", ()) else stage, spec)
-        where = "this CPU" if here else f"another CPU ({chosen[0].provenance.cpu})"
+        where = f"this {unit}" if here else f"another {unit} ({chosen[0].provenance.hardware})"
         if stage == "train":
             epoch_s = statistics.median(r.wall_s / r.spec["recipe"]["epochs"] for r in chosen)
             return epoch_s * spec["recipe"]["epochs"], f"{epoch_s:.3g} s an epoch, {_runs(chosen)} on {where}"
@@ -109,6 +114,14 @@ class Past:
 def _kind(stage: str, spec: dict) -> tuple[str, ...]:
     method = spec["method"] if stage == "train" else ""
     return stage, spec["dataset"], spec["model"], method, json.dumps(spec.get("arguments"), sort_keys=True)
+
+
+@cache
+def _gpu() -> str | None:
+    """This machine's, if it has one that training would use."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _up(amount: float, unit: int) -> int:

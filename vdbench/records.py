@@ -120,6 +120,11 @@ class Provenance(_Part):
     started_at: str
     command: str
 
+    @property
+    def hardware(self) -> str:
+        """What computed: the GPU, else the CPU."""
+        return self.cpu if self.device == "cpu" else self.device
+
 
 class Record(_Part):
     result_version: Literal[1] = RESULT_VERSION

@@ -20,7 +20,7 @@ SHOWN = {
     "compression": "Compression",
     "sparsity_per_layer": "Sparsity per layer, %",
     "wall_s": "Wall time, s",
-    "cpu": "CPU",
+    "hardware": "Hardware",
 }
 LEGEND = "Wall time is of training; a diverged run's numbers are of its last good epoch."
 
@@ -75,6 +75,7 @@ def _row(suite: Suite, source: str, stages: dict[str, Record]) -> dict[str, Any]
         "spec_sha256": last.spec_sha256,
         "code_digest": last.code_digest,
         "message": "; ".join(record.message for record in stages.values() if record.message),
+        "hardware": (train or last).provenance.hardware,
         "cpu": (train or last).provenance.cpu,
         "device": (train or last).provenance.device,
         "threads": (train or last).provenance.threads,
@@ -98,7 +99,7 @@ def _columns() -> list[str]:
     names = ["source", "experiment", "dataset", "model", "method", "seed", "status", "error_kind", "error"]
     names += ["top5_error", "cross_entropy", "compression", "sparsity", "sparsity_per_layer", "nonzero_weights"]
     names += ["theoretical_speedup", "threshold", "file_bytes", "wall_s", "peak_rss_mb", "stage_versions"]
-    names += ["spec_sha256", "code_digest", "message", "cpu", "device", "threads", "git_commit", "git_dirty"]
+    names += ["spec_sha256", "code_digest", "message", "hardware", "cpu", "device", "threads", "git_commit", "git_dirty"]
     return [*names, "software"]
 
 
