@@ -28,7 +28,7 @@ class DenseRecipe(Strict):
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient, else any")
     matmul_precision: Literal["high", "medium"] | None = Field(
         None,
-        description="torch's `float32_matmul_precision` in training: `medium` multiplies matrices in bfloat16 where the "
+        description="torch's `float32_matmul_precision` in training: `medium` multiplies matrices in bfloat16 where a "
         "CPU can, in TF32 on a GPU, and sums in float32; else float32 on a CPU, and bfloat16 by autocast on a GPU",
     )
     sequence_length: int | None = Field(None, gt=0, description="words a step reads of each sequence, else 35")

@@ -99,8 +99,8 @@ def _columns() -> list[str]:
     names = ["source", "experiment", "dataset", "model", "method", "seed", "status", "error_kind", "error"]
     names += ["top5_error", "cross_entropy", "compression", "sparsity", "sparsity_per_layer", "nonzero_weights"]
     names += ["theoretical_speedup", "threshold", "file_bytes", "wall_s", "peak_rss_mb", "stage_versions"]
-    names += ["spec_sha256", "code_digest", "message", "hardware", "cpu", "device", "threads", "git_commit", "git_dirty"]
-    return [*names, "software"]
+    names += ["spec_sha256", "code_digest", "message", "hardware", "cpu", "device", "threads", "git_commit"]
+    return [*names, "git_dirty", "software"]
 
 
 def _cell(key: str, value: object) -> str:
