@@ -65,3 +65,16 @@ def test_where_nothing_is_differentiated_the_logits_stay():
 def test_other_types_are_torchs():
     leaf, targets = made(3, 7)
     assert torch.equal(cross_entropy(leaf.double(), targets), functional.cross_entropy(leaf.double(), targets))
+
+
+@pytest.mark.parametrize("wrong, error", [([0, 7, 1], IndexError), ([0, -100, 1], IndexError), ([0, 1], ValueError)])
+def test_targets_that_are_no_classes_are_refused(wrong, error):
+    leaf, _ = made(3, 7)
+    with pytest.raises(error, match="targets"):
+        cross_entropy(leaf * 1, torch.tensor(wrong))
+
+
+def test_logits_in_another_memory_order_are_torchs():
+    leaf, targets = made(3, 7)
+    turned = leaf.detach().t().contiguous().t().requires_grad_()
+    assert torch.equal(cross_entropy(turned * 1, targets), functional.cross_entropy(turned, targets))

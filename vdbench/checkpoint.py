@@ -1,7 +1,7 @@
 """The side file that a training which was killed goes on from."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 
 from vdbench import posterior
 from vdbench.config import RunSpec, spec_sha256
-from vdbench.provenance import cpu_model
+from vdbench.provenance import hardware
 from vdbench.records import RecordError
 from vdbench.tensors import load_tensors, save_tensors
 
@@ -26,7 +26,7 @@ class Identity:
 
     run: dict[str, Any]
     circumstances: dict[str, Any]
-    cpu: str
+    hardware: str
 
     @classmethod
     def of(cls, spec: RunSpec, code_digest: str, inputs: dict[str, str], device: str) -> "Identity":
@@ -36,9 +36,9 @@ class Identity:
                 "threads": torch.get_num_threads(),
                 "device": device,
                 "torch": str(torch.__version__),
-                "variance_dtype": posterior.variance_dtype(device),
+                "variance_dtype": posterior.variance_dtype(device, spec.recipe.matmul_precision),
             },
-            cpu_model(),
+            hardware(device),
         )
 
 
@@ -61,7 +61,7 @@ class Checkpoint:
         saved = load_tensors(self.path)
         try:
             state, self.seconds_before = saved["state"], float(saved["seconds"])
-            run, then, cpu = saved["run"], dict(saved["circumstances"]), str(saved["cpu"])
+            run, then, hardware = saved["run"], dict(saved["circumstances"]), str(saved["hardware"])
             self.note = str(saved["note"])
             epochs = len(state["history"])
         except (KeyError, TypeError, ValueError):
@@ -77,17 +77,16 @@ class Checkpoint:
                 f"{self.path}: {epochs} epochs were trained with {'; '.join(changed)}: numbers would be neither the "
                 "one's nor the other's; run it as it was begun, or delete the file to start over"
             )
-        if cpu != self.identity.cpu:
-            change = f"epochs up to {epochs} on {cpu}, then on {self.identity.cpu}"
+        if hardware != self.identity.hardware:
+            change = f"epochs up to {epochs} on {hardware}, then on {self.identity.hardware}"
             log.warning("%s: %s: last digits may differ from a run on one of them", self.path, change)
             self.note = "; ".join(filter(None, (self.note, change)))
         return state
 
     def save(self, state: dict[str, Any], seconds: float) -> None:
         """Raises OSError; the checkpoint before this one is then still there."""
-        whose = {"run": self.identity.run, "circumstances": self.identity.circumstances, "cpu": self.identity.cpu}
         seconds += self.seconds_before
-        save_tensors(self.path, {**whose, "state": state, "seconds": seconds, "note": self.note})
+        save_tensors(self.path, {**asdict(self.identity), "state": state, "seconds": seconds, "note": self.note})
 
     def refusal(self, reason: object) -> RecordError:
         return RecordError(f"{self.path}: {reason}; delete it to start over")

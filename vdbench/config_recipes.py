@@ -26,10 +26,10 @@ class DenseRecipe(Strict):
         None, ge=0, lt=1, description="rate of the net's dropout layers, else its own; 0 in variational dropout"
     )
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient, else any")
-    matmul_precision: Literal["high", "medium"] | None = Field(
+    matmul_precision: Literal["highest", "high", "medium"] | None = Field(
         None,
         description="torch's `float32_matmul_precision` in training: `medium` multiplies matrices in bfloat16 where a "
-        "CPU can, in TF32 on a GPU, and sums in float32; else float32 on a CPU, and bfloat16 by autocast on a GPU",
+        "CPU can, in TF32 on a GPU. None is float32, but on a GPU, for images, bfloat16 under autocast",
     )
     sequence_length: int | None = Field(None, gt=0, description="words a step reads of each sequence, else 35")
 

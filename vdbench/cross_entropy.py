@@ -63,10 +63,21 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """`torch.nn.functional.cross_entropy`, to be differentiated once at most; the logits are lost.
+    """The mean of -log softmax(logits)[target], as torch's cross-entropy; to be differentiated once at most, and the
+    logits are lost.
 
-    Shape: logits (N, C), targets (N) int64; returns the mean in nats, a scalar.
+    Shape: logits (N, C), targets (N) int64 in 0 ... C - 1; returns the mean in nats, a scalar.
+
+    Raises:
+        IndexError: a target is no class. ValueError: more or fewer targets than rows. From torch where its own serves,
+        as it names them.
     """
-    if not (logits.requires_grad and torch.is_grad_enabled() and is_fused(logits)):
+    served = logits.requires_grad and torch.is_grad_enabled() and logits.is_contiguous() and is_fused(logits)
+    if not served or logits.dim() != 2 or not len(logits):
         return functional.cross_entropy(logits, targets)
+    if targets.shape != logits.shape[:1]:
+        raise ValueError(f"{tuple(targets.shape)} targets for logits {tuple(logits.shape)}")
+    lowest, highest = (int(bound) for bound in targets.aminmax())
+    if lowest < 0 or highest >= logits.shape[1]:
+        raise IndexError(f"targets from {lowest} to {highest} where the classes are 0 to {logits.shape[1] - 1}")
     return cast(Tensor, _CrossEntropy.apply(logits, targets))

@@ -64,27 +64,29 @@ class Past:
         for record in finished:
             self._alike[_kind(record.stage, record.spec | {"method": record.method})].append(record)
         self._seconds: dict[tuple[Any, ...], tuple[float, str]] = {}
-        self._cpu = cpu or cpu_model()
+        self._cpu, self._gpu_counts = cpu or cpu_model(), cpu is None
 
     def alike(self, stage: str, spec: dict) -> list[Record]:
-        """Runs of the same stage, net and data; of training, by the same method, and of a layer, of the same sizes."""
-        return self._alike.get(_kind(stage, spec), [])
+        """Runs of the same stage, net and data; of training, by the same method, and of a layer, of the same sizes.
+        Those on a GPU where this machine has one, else those on a CPU."""
+        alike = self._alike.get(_kind(stage, spec), [])
+        on_gpu = [record for record in alike if record.provenance.device != "cpu"]
+        if on_gpu and self._gpu_counts and _gpu():
+            return on_gpu
+        return [record for record in alike if record.provenance.device == "cpu"]
 
     def seconds(self, stage: str, spec: dict) -> tuple[float, str]:
         """How long a job takes, and where that is from: the median of what the same took on this CPU, else on another,
-        else a guess. Runs on a GPU count, and count alone, where there is one."""
+        else a guess; on a machine with a GPU, of what the same took on one, if anything did."""
         key = (*_kind(stage, spec), spec.get("recipe", {}).get("epochs"))
         if key not in self._seconds:
             self._seconds[key] = self._estimated(stage, spec)
         return self._seconds[key]
 
     def _estimated(self, stage: str, spec: dict) -> tuple[float, str]:
-        alike, unit, own = self.alike(stage, spec), "CPU", self._cpu
-        on_gpu = [record for record in alike if record.provenance.device != "cpu"]
-        if on_gpu and (gpu := _gpu()):
-            alike, unit, own = on_gpu, "GPU", gpu
-        else:
-            alike = [record for record in alike if record.provenance.device == "cpu"]
+        alike = self.alike(stage, spec)
+        on_gpu = bool(alike) and alike[0].provenance.device != "cpu"
+        unit, own = ("GPU", _gpu()) if on_gpu else ("CPU", self._cpu)
         here = [record for record in alike if record.provenance.hardware == own]
         chosen = here or alike
         if not chosen:

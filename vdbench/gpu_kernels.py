@@ -19,7 +19,8 @@ _K1, _K2, _K3 = tl.constexpr(0.63576), tl.constexpr(1.87320), tl.constexpr(1.486
 
 
 def _launch(kernel: "triton.JITFunction", *arguments: "Tensor | float", size: int) -> None:
-    kernel[(triton.cdiv(size, _BLOCK),)](*arguments, size, BLOCK=_BLOCK)
+    with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device, whatever it is given
+        kernel[(triton.cdiv(size, _BLOCK),)](*arguments, size, BLOCK=_BLOCK)
 
 
 @triton.jit
@@ -29,11 +30,17 @@ def _places(size, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _at_least(values, least):
+    """What is no number stays so, for a diverged run to show."""
+    return tl.maximum(values, least, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _divergence(weight, log_sigma2):
     """Of every weight: its square, its share of the KL divergence, and that share's gradient by log_sigma2."""
     square = weight * weight + _EPS
     unclipped = log_sigma2 - tl.log(square)
-    loga = tl.minimum(tl.maximum(unclipped, -_CLIP), _CLIP)
+    loga = _at_least(-_at_least(-unclipped, -_CLIP), -_CLIP)
     gate = 1 / (1 + tl.exp(-(loga * _K3 + _K2)))
     kl = (1 - gate) * _K1 + 0.5 * tl.log(1 + tl.exp(-loga))
     slope = -0.5 / (1 + tl.exp(loga)) - gate * (1 - gate) * _K1 * _K3
@@ -91,7 +98,7 @@ def posterior_gradients(
 @triton.jit
 def _add_noise(outputs, variances, seed, size, BLOCK: tl.constexpr):
     places, inside = _places(size, BLOCK)
-    variance = tl.maximum(tl.load(variances + places, inside, 0.0).to(tl.float32), 0.0)
+    variance = _at_least(tl.load(variances + places, inside, 0.0).to(tl.float32), 0.0)
     mean = tl.load(outputs + places, inside, 0.0).to(tl.float32)
     noisy = mean + tl.sqrt(variance + _EPS) * tl.randn(tl.load(seed), places.to(tl.int32))
     tl.store(outputs + places, noisy.to(outputs.dtype.element_ty), inside)
@@ -105,7 +112,7 @@ def add_noise(output: Tensor, variance: Tensor, seed: Tensor) -> None:
 @triton.jit
 def _noise_gradient(grads, variances, by_variance, seed, size, BLOCK: tl.constexpr):
     places, inside = _places(size, BLOCK)
-    variance = tl.maximum(tl.load(variances + places, inside, 0.0).to(tl.float32), 0.0)
+    variance = _at_least(tl.load(variances + places, inside, 0.0).to(tl.float32), 0.0)
     grad = tl.load(grads + places, inside, 0.0).to(tl.float32)
     found = 0.5 * grad * tl.randn(tl.load(seed), places.to(tl.int32)) / tl.sqrt(variance + _EPS)
     tl.store(by_variance + places, found.to(by_variance.dtype.element_ty), inside)

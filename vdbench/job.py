@@ -28,7 +28,7 @@ class Job:
 
     def record(self, *, device: str, seconds_before: float = 0.0, **results: Any) -> Record:
         """The record of this job, with its results; `seconds_before` were spent before it was resumed."""
-        content = self.spec.content()
+        content, recipe = self.spec.content(), getattr(self.spec, "recipe", None)
         return Record(
             suite=self.suite,
             experiment=self.spec.experiment,
@@ -43,6 +43,8 @@ class Job:
             code_digest=self.code.digest,
             wall_s=round(seconds_before + self.seconds, 3),
             peak_rss_mb=peak_rss_mb(),
-            provenance=provenance(self.code, device, self.started_at, f"vdbench {self.stage}"),
+            provenance=provenance(
+                self.code, device, self.started_at, f"vdbench {self.stage}", getattr(recipe, "matmul_precision", None)
+            ),
             **results,
         )

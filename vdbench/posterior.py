@@ -1,18 +1,21 @@
 """The Gaussian posterior of a weight and the noise of an output, as differentiable operations.
 
-Each has three forms of the same formulas: fused kernels for float32 on a CPU (numba) and on a GPU (Triton), torch
-operations for the rest. The equations are those of the paper, see `variational`.
+Each has three forms of the same formulas: fused kernels for float32 on a CPU (numba) and on a GPU (Triton, `on_gpu`),
+torch operations for the rest. The equations are those of the paper, see `variational`.
 """
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from importlib.util import find_spec
+from functools import cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+log = logging.getLogger("vdbench")
 
 LOG_ALPHA_CLIP = 8.0
 COMPUTED_AGAIN = 2**20  # weights of a layer from which what the gradients need is not kept: memory counts for more
@@ -21,7 +24,6 @@ EPS = 1e-8  # under the logarithm of weight^2 and under the square root of the v
 # Constants of the approximation to the KL divergence (paper, equation 14).
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
 
-_HAS_TRITON = find_spec("triton") is not None
 _HAS_BFLOAT16 = bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False))
 
 
@@ -35,10 +37,12 @@ def log_alpha(weight: Tensor, log_sigma2: Tensor) -> Tensor:
     return (wide(log_sigma2) - torch.log(wide(weight).square() + EPS)).clamp(-LOG_ALPHA_CLIP, LOG_ALPHA_CLIP)
 
 
-def _are_alike(device: str, *tensors: Tensor) -> bool:
-    """Whether all are on such a device, without gaps and in one memory order, and no compiler is looking."""
-    order = torch.empty_like(tensors[0]).stride()
-    return not torch.compiler.is_compiling() and all(t.device.type == device and t.stride() == order for t in tensors)
+def _are_alike(kind: str, *tensors: Tensor) -> bool:
+    """Whether all are on one device, of such a kind, without gaps and in one memory order, and no compiler looks on."""
+    device, order = tensors[0].device, torch.empty_like(tensors[0]).stride()
+    if torch.compiler.is_compiling() or device.type != kind:
+        return False
+    return all(t.device == device and t.stride() == order for t in tensors)
 
 
 def is_fused(*tensors: Tensor) -> bool:
@@ -46,19 +50,39 @@ def is_fused(*tensors: Tensor) -> bool:
     return _are_alike("cpu", *tensors) and all(t.dtype == torch.float32 for t in tensors)
 
 
-def is_fused_on_gpu(*tensors: Tensor) -> bool:
+def _is_fused_on_gpu(*tensors: Tensor) -> bool:
     """Whether the Triton kernels serve these tensors: on a GPU, without gaps, in one memory order."""
-    return _HAS_TRITON and _are_alike("cuda", *tensors) and all(t.dtype != torch.float64 for t in tensors)
+    if not _are_alike("cuda", *tensors) or any(t.dtype == torch.float64 for t in tensors):
+        return False
+    return _triton_works(tensors[0].device)
 
 
-def _ordered_as(other: Tensor, tensor: Tensor) -> Tensor:
-    """A tensor in the memory order of another one of its shape."""
-    return tensor if tensor.stride() == other.stride() else torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
+def _on_gpu() -> Any:
+    from vdbench import on_gpu
+
+    return on_gpu
 
 
-def variance_dtype(device: str) -> str:
-    """The type in which training computes the variance of a float32 layer's output on a device."""
-    return "bfloat16" if device == "cuda" or _HAS_BFLOAT16 else "float32"
+@cache
+def _triton_works(device: torch.device) -> bool:
+    """Whether kernels can be compiled and run there: that takes Triton, a C compiler, and a GPU that is not too old."""
+    try:
+        one = torch.ones(1, device=device)
+        _on_gpu().gpu_kernels.add_noise(one, one.clone(), torch.zeros(1, dtype=torch.int64, device=device))
+    except Exception as error:  # as many kinds as there are parts missing
+        reason = " ".join(str(error).split("\n")[0].split())
+        log.warning(
+            "Triton does not work here (%s: %s): torch's operations, which are slower", type(error).__name__, reason
+        )
+        return False
+    return True
+
+
+def variance_dtype(device: str, matmul_precision: str | None = None) -> str:
+    """The type in which training computes the variance of a float32 layer's output: on a GPU bfloat16 where nothing is
+    asked for."""
+    has_bfloat16 = matmul_precision is None if device == "cuda" else _HAS_BFLOAT16
+    return "bfloat16" if has_bfloat16 else "float32"
 
 
 def narrow(square: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +125,7 @@ def is_half(input: Tensor) -> bool:
     """Whether products with this input are float16, whose range is too small for their variance."""
     device = input.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return (torch.get_autocast_dtype(device) if autocast else input.dtype) == torch.float16
+    return torch.float16 in (input.dtype, torch.get_autocast_dtype(device) if autocast else None)
 
 
 class Posterior(torch.autograd.Function):
@@ -111,12 +135,6 @@ class Posterior(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, log_sigma2: Tensor, alpha_limit: float) -> tuple[Tensor, Tensor, Tensor]:
         ctx.fused, ctx.alpha_limit = is_fused(weight, log_sigma2), alpha_limit
-        ctx.on_gpu = is_fused_on_gpu(weight, log_sigma2)
-        if ctx.on_gpu:
-            from vdbench import gpu_kernels
-
-            ctx.save_for_backward(weight, log_sigma2)
-            return gpu_kernels.posterior(weight, log_sigma2, alpha_limit)
         if ctx.fused:
             kl, mean, variance, by_weight, by_log_sigma2 = _fused_posterior(weight, log_sigma2, alpha_limit)
             if weight.numel() >= COMPUTED_AGAIN:
@@ -139,12 +157,6 @@ class Posterior(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        if ctx.on_gpu:
-            from vdbench import gpu_kernels
-
-            weight, log_sigma2 = ctx.saved_tensors
-            grads = _ordered_as(weight, grad_mean), _ordered_as(weight, grad_variance), grad_kl
-            return *gpu_kernels.posterior_gradients(weight, log_sigma2, *grads, alpha_limit=ctx.alpha_limit), None
         if len(ctx.saved_tensors) == 2:
             weight, log_sigma2 = ctx.saved_tensors
             _, _, variance, by_weight, by_log_sigma2 = _fused_posterior(weight, log_sigma2, ctx.alpha_limit)
@@ -180,44 +192,43 @@ class AddNoise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
-        ctx.dtype, ctx.on_gpu = variance.dtype, is_fused_on_gpu(mean, variance)
-        if not ctx.on_gpu:
-            variance = wide(variance)
-            if not is_fused(mean, variance):
-                std = (variance.clamp_min(0.0) + EPS).sqrt()
-                noise = torch.randn_like(std)
-                ctx.save_for_backward(0.5 * noise / std)
-                return (mean + std * noise).to(mean.dtype)
-        # a layer's output in place, which no gradient needs as it was: memory for one less of them
-        out = mean.clone() if mean.is_leaf or mean._is_view() else mean
-        if out is mean:
-            ctx.mark_dirty(mean)
-        if ctx.on_gpu:
-            from vdbench import gpu_kernels
-
-            seed = torch.randint(2**62, (1,), device=mean.device)
-            gpu_kernels.add_noise(out, variance, seed)
-            ctx.save_for_backward(variance, seed)
-        else:
+        ctx.dtype, variance = variance.dtype, wide(variance)
+        if is_fused(mean, variance):
             from vdbench import kernels
 
-            noise = torch.empty(-(-out.numel() // 4) * 4)
+            # a layer's output in place, which no gradient needs as it was: memory for one less of them
+            out, size = mean.clone() if mean.is_leaf or mean._is_view() else mean, mean.numel()
+            if out is mean:
+                ctx.mark_dirty(mean)
+            noise = torch.empty(-(-size // 4) * 4)
             kernels.fill_normal(noise.numpy(), torch.randint(2**63 - 1, ()).item())
-            noise = noise[: out.numel()].as_strided(out.shape, out.stride())
+            noise = noise[:size].as_strided(out.shape, out.stride())
             kernels.add_noise(*(flat(t) for t in (out, variance, noise)))
             ctx.save_for_backward(noise)
-        return out
+            return out
+        std = (variance.clamp_min(0.0) + EPS).sqrt()
+        noise = torch.randn_like(std)
+        ctx.save_for_backward(0.5 * noise / std)
+        return (mean + std * noise).to(mean.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        if ctx.on_gpu:
-            from vdbench import gpu_kernels
-
-            variance, seed = ctx.saved_tensors
-            return grad, gpu_kernels.noise_gradient(_ordered_as(variance, grad), variance, seed)
         (by_variance,) = ctx.saved_tensors
         return grad, (grad * by_variance).to(ctx.dtype)
+
+
+def posterior(weight: Tensor, log_sigma2: Tensor, alpha_limit: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean of every weight, zero where alpha is at or above the limit, its variance, and the KL divergence summed over
+    all weights. Shape: as `weight`, twice, and a scalar."""
+    function: Any = _on_gpu().Posterior if _is_fused_on_gpu(weight, log_sigma2) else Posterior
+    return cast(tuple[Tensor, Tensor, Tensor], function.apply(weight, log_sigma2, alpha_limit))
+
+
+def add_noise(mean: Tensor, variance: Tensor) -> Tensor:
+    """mean + sqrt(max(variance, 0) + 1e-8) * noise; the mean may be overwritten."""
+    function: Any = _on_gpu().AddNoise if _is_fused_on_gpu(mean, variance) else AddNoise
+    return cast(Tensor, function.apply(mean, variance))
 
 
 def sample(weight: Tensor, log_sigma2: Tensor, alpha_limit: float, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -229,7 +240,7 @@ def sample(weight: Tensor, log_sigma2: Tensor, alpha_limit: float, rows: Tensor 
     """
     if is_fused(weight, log_sigma2):
         return cast(tuple[Tensor, Tensor], _FusedSample.apply(weight, log_sigma2, alpha_limit, rows))
-    mean, _, kl = cast(tuple[Tensor, Tensor, Tensor], Posterior.apply(weight, log_sigma2, alpha_limit))
+    mean, _, kl = posterior(weight, log_sigma2, alpha_limit)
     if rows is not None:
         mean, log_sigma2 = mean[rows], log_sigma2[rows]
     return mean + (0.5 * log_sigma2).exp() * torch.randn_like(mean), kl

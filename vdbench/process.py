@@ -35,14 +35,13 @@ def threads_restored() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def training_precision(device: str, asked: str | None) -> Iterator[None]:
-    """Within the block products are as training has them: of float32 as torch.set_float32_matmul_precision says, where
-    that is asked for; else float32 on a CPU and, under autocast, bfloat16 on a GPU."""
+def matmul_precision(precision: str | None) -> Iterator[None]:
+    """Within the block torch multiplies float32 matrices as `torch.set_float32_matmul_precision` says; None: as it
+    did."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(asked or before)
+    torch.set_float32_matmul_precision(precision or before)
     try:
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" and asked is None):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from vdbench.records import Provenance
 
 PACKAGE = Path(__file__).parent
-RECORDED_PACKAGES = ("vdbench", "torch", "numpy", "scipy", "numba", "llvmlite")
+RECORDED_PACKAGES = ("vdbench", "torch", "triton", "numpy", "scipy", "numba", "llvmlite")
 RECORDED_PACKAGES += ("onnxruntime", "openvino", "MNN", "mkl", "sparse_dot_mkl")  # engines that are timed
 
 
@@ -43,6 +43,13 @@ def cpu_model() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def hardware(device: str) -> str:
+    """What computes on a device, as torch names it: the GPU's name or the CPU's."""
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else cpu_model()
 
 
 def package_versions() -> dict[str, str]:
@@ -79,8 +86,11 @@ def code() -> Code:
     return Code(code_digest(), _git("rev-parse", "HEAD"), bool(changed or added))
 
 
-def provenance(code: Code, device: str, started_at: str, command: str) -> Provenance:
-    """This process, its machine and the code it started with. `device` as torch names it: "cpu", "cuda"."""
+def provenance(
+    code: Code, device: str, started_at: str, command: str, matmul_precision: str | None = None
+) -> Provenance:
+    """This process, its machine and the code it started with. `device` as torch names it: "cpu", "cuda"; the precision
+    is what the recipe asks for."""
     import torch
 
     from vdbench import posterior
@@ -89,10 +99,10 @@ def provenance(code: Code, device: str, started_at: str, command: str) -> Proven
         git_commit=code.commit,
         git_dirty=code.dirty,
         versions=package_versions(),
-        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        device=hardware(device) if device == "cuda" else "cpu",
         cpu=cpu_model(),
         threads=torch.get_num_threads(),
-        variance_dtype=posterior.variance_dtype(device),
+        variance_dtype=posterior.variance_dtype(device, matmul_precision),
         deterministic=device == "cpu",
         started_at=started_at,
         command=command,

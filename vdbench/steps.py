@@ -1,13 +1,14 @@
 """One step of training; on a GPU one launch for all of its kernels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vdbench.config import DenseRecipe
-from vdbench.process import training_precision
+from vdbench.process import matmul_precision
 from vdbench.variational import forward_with_kl, variational_matrices
 
 _WARM_UP = 3  # steps before a graph is captured: libraries set themselves up, and the optimizer its state
@@ -32,9 +33,9 @@ def build_optimizer(model: nn.Module, recipe: DenseRecipe) -> torch.optim.Adam:
     return torch.optim.Adam(groups, lr=recipe.learning_rate, fused=True, capturable=device.type == "cuda")
 
 
-def set_learning_rate(optimizer: torch.optim.Adam, *rates: float) -> None:
-    """Set the rate of every group."""
-    for group, rate in zip(optimizer.param_groups, rates, strict=False):
+def set_learning_rates(optimizer: torch.optim.Adam, rates: Sequence[float]) -> None:
+    """Set the rate of every group. Raises ValueError for more or fewer rates than groups."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
         else:
@@ -52,12 +53,15 @@ def load_optimizer_state(optimizer: torch.optim.Adam, state: dict[str, Any]) -> 
 class Step:
     """Forward pass, loss, gradients and Adam.
 
-    On a GPU, where inputs are one tensor of one shape, the fourth step is captured in a CUDA graph and from then on
-    replayed: a step is some hundreds of kernels, and launching them one by one takes longer than they do. Nothing in
-    a step waits for the device.
+    On a GPU a step on images is captured in a CUDA graph when it is taken for the fourth time, and replayed from then
+    on: it is some hundreds of kernels, and launching them one by one takes longer than they do. Its products are
+    bfloat16 under autocast, where the recipe asks for nothing else. It never waits for the device.
 
     Args:
-        loss: of what the model returns and the targets.
+        model: in training mode when a step is taken, on one device.
+        optimizer: of `build_optimizer`, for this model.
+        recipe: for its matmul_precision and gradient_clip.
+        loss: of what the model returns and the targets, in nats.
         variational: whether the model has a KL divergence for the loss.
 
     Attributes:
@@ -76,25 +80,36 @@ class Step:
         self.model, self.optimizer, self.recipe = model, optimizer, recipe
         self.loss, self.variational = loss, variational
         device = next(model.parameters()).device
-        self.device = device.type
+        self.on_gpu = device.type == "cuda"
         self.totals, self.kl_scale = torch.zeros(2, device=device), torch.zeros((), device=device)
         self._taken, self._graph, self._given = 0, None, ()
 
     def __call__(self, inputs: tuple[Any, ...], targets: Tensor) -> None:
-        if self.device == "cuda" and len(inputs) == 1:
+        """Take a step.
+
+        Args:
+            inputs: what the model is called with: images (N, C, H, W), or words and the state before them.
+            targets: what it ought to say.
+
+        Raises:
+            ValueError: images of another shape than those of the captured step.
+        """
+        if self.on_gpu and len(inputs) == 1:
             self._on_gpu(inputs[0], targets)
         else:
-            self._take(inputs, targets)
+            self.take(inputs, targets)
 
-    def _take(self, inputs: tuple[Any, ...], targets: Tensor) -> None:
-        with training_precision(self.device, self.recipe.matmul_precision):
-            if self.variational:
-                output, kl = forward_with_kl(self.model, *inputs)
-                class_loss = self.loss(output, targets)
-                loss = class_loss + self.kl_scale * kl
-                self.totals[1] += kl.detach()
-            else:
-                loss = class_loss = self.loss(self.model(*inputs), targets)
+    def take(self, inputs: tuple[Any, ...], targets: Tensor, autocast: bool = False) -> None:
+        """A step, operation by operation."""
+        with matmul_precision(self.recipe.matmul_precision):
+            with torch.autocast("cuda", torch.bfloat16) if autocast else nullcontext():
+                if self.variational:
+                    output, kl = forward_with_kl(self.model, *inputs)
+                    class_loss = self.loss(output, targets)
+                    loss = class_loss + self.kl_scale * kl
+                    self.totals[1] += kl.detach()
+                else:
+                    loss = class_loss = self.loss(self.model(*inputs), targets)
             self.totals[0] += class_loss.detach()
             self.optimizer.zero_grad()
             loss.backward()
@@ -103,8 +118,11 @@ class Step:
             self.optimizer.step()
 
     def _on_gpu(self, images: Tensor, targets: Tensor) -> None:
+        autocast = self.recipe.matmul_precision is None
         if self._graph is not None:
             for place, value in zip(self._given, (images, targets), strict=True):
+                if place.shape != value.shape:
+                    raise ValueError(f"a step was captured for {tuple(place.shape)} and is given {tuple(value.shape)}")
                 place.copy_(value)
             self._graph.replay()
             return
@@ -113,11 +131,11 @@ class Step:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                self._take((images,), targets)
+                self.take((images,), targets, autocast)
             torch.cuda.current_stream().wait_stream(stream)
             return
         self._given = images.clone(), targets.clone()
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._take((self._given[0],), self._given[1])
+            self.take((self._given[0],), self._given[1], autocast)
         self._graph.replay()

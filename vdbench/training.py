@@ -34,7 +34,7 @@ from vdbench.process import denormals_are_zero, own_randomness
 from vdbench.provenance import package_versions
 from vdbench.records import Record
 from vdbench.schedules import derived_seed, kl_weight, learning_rate
-from vdbench.steps import Step, build_optimizer, load_optimizer_state, set_learning_rate
+from vdbench.steps import Step, build_optimizer, load_optimizer_state, set_learning_rates
 from vdbench.tasks import Task, task
 from vdbench.tensors import load_state, load_tensors, save_tensors, state_sha256
 from vdbench.text import Text
@@ -96,9 +96,8 @@ class Training:
         recipe = self.spec.recipe
         rate, beta = learning_rate(recipe, epoch), kl_weight(recipe, epoch)
         own_rate = getattr(recipe, "log_sigma2_learning_rate", None) or recipe.learning_rate
-        set_learning_rate(
-            self.optimizer, *(base * rate / recipe.learning_rate for base in (recipe.learning_rate, own_rate))
-        )
+        rates = [base * rate / recipe.learning_rate for base in (recipe.learning_rate, own_rate)]
+        set_learning_rates(self.optimizer, rates[: len(self.optimizer.param_groups)])
         steps, examples = self.task.steps, self.task.num_examples
         self.step.kl_scale.fill_(beta / examples)
         self.step.totals.zero_()

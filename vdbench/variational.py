@@ -8,7 +8,7 @@ Ashukha, Vetrov, *Variational Dropout Sparsifies Deep Neural Networks*, ICML 201
 import math
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,12 @@ from torch.nn import functional
 from vdbench.posterior import (
     EPS,
     LOG_ALPHA_CLIP,
-    AddNoise,
-    Posterior,
+    add_noise,
     computed_again,
     is_half,
     log_alpha,
     narrow,
+    posterior,
     sample,
     squared,
     wide,
@@ -98,8 +98,7 @@ class VariationalDropout(nn.Module):
         return torch.stack([self._posterior(matrix, math.inf)[2] for matrix in self.matrices()]).sum()
 
     def _posterior(self, matrix: Matrix, alpha_limit: float) -> tuple[Tensor, Tensor, Tensor]:
-        posterior = Posterior.apply(wide(matrix.weight), wide(matrix.log_sigma2), alpha_limit)
-        return cast(tuple[Tensor, Tensor, Tensor], posterior)
+        return posterior(wide(matrix.weight), wide(matrix.log_sigma2), alpha_limit)
 
     def _alpha_limit(self) -> float:
         """The alpha at which training mode, too, takes a weight's mean for zero."""
@@ -173,9 +172,9 @@ class SingleWeight(VariationalDropout):
         else:
             square, variance = narrow(squared(input), variance.to(self.weight.dtype))
             square_type = square.dtype
-            with computed_again(square, lambda: input.detach().square().to(square_type)):
+            with computed_again(square, lambda: squared(input.detach()).to(square_type)):
                 output_variance = product(square, variance, None)
-        return cast(Tensor, AddNoise.apply(product(input, mean, self.bias), output_variance))
+        return add_noise(product(input, mean, self.bias), output_variance)
 
 
 class VariationalDropoutLinear(SingleWeight, nn.Linear):

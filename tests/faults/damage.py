@@ -7,7 +7,7 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,7 @@ STATE = MODELS["lenet300100"](10).state_dict()
 WEIGHTS = saved(STATE)
 IDENTITY = Identity.of(tiny.spec("dense"), "code", {}, "cpu")
 CHECKPOINT = {
-    "run": IDENTITY.run,
-    "circumstances": IDENTITY.circumstances,
-    "cpu": IDENTITY.cpu,
+    **asdict(IDENTITY),
     "seconds": 1.0,
     "note": "",
     "state": {"model": STATE, "optimizer": {}, "masks": {}, "history": []},
@@ -108,8 +106,7 @@ def with_checkpoint(**changes: Any) -> Callable[[Path], None]:
     def make(path: Path) -> None:
         code = provenance.code_digest()
         own = Identity.of(tiny.spec("dense"), code, {}, "cpu")
-        whose = {"run": own.run, "circumstances": own.circumstances, "cpu": own.cpu}
-        path.write_bytes(saved(CHECKPOINT | whose | {"state": CHECKPOINT["state"] | changes}))
+        path.write_bytes(saved(CHECKPOINT | asdict(own) | {"state": CHECKPOINT["state"] | changes}))
 
     return make
 

@@ -17,7 +17,7 @@ SPEC = tiny.spec("vd_warmup", epochs=3)
 def interrupted(tmp_path, monkeypatch):
     """The folder of a run that was cut off in its third epoch."""
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(checkpoint, "cpu_model", lambda: "CPU 1")
+    monkeypatch.setattr(checkpoint, "hardware", lambda device: "CPU 1")
 
     def cut_off(facts):
         if facts["epoch"] == 3:
@@ -67,7 +67,7 @@ def test_another_device_is_refused(interrupted):
 
 
 def test_another_processor_of_the_same_kind_is_accepted_and_the_record_says_so(interrupted, undisturbed, monkeypatch):
-    monkeypatch.setattr(checkpoint, "cpu_model", lambda: "CPU 2")
+    monkeypatch.setattr(checkpoint, "hardware", lambda device: "CPU 2")
     record = tiny.train(SPEC, interrupted)
     assert record.message == "epochs up to 2 on CPU 1, then on CPU 2"
     assert record.status == "ok"
@@ -81,7 +81,7 @@ def test_a_run_can_change_processors_more_than_once(interrupted, monkeypatch):
             raise KeyboardInterrupt
 
     for number in (2, 3):
-        monkeypatch.setattr(checkpoint, "cpu_model", lambda number=number: f"CPU {number}")
+        monkeypatch.setattr(checkpoint, "hardware", lambda device, number=number: f"CPU {number}")
         saved = checkpoint.Checkpoint(
             interrupted / "resume.pt",
             checkpoint.Identity.of(SPEC, training.Job("train", SPEC, "").code.digest, {}, "cpu"),

@@ -1,0 +1,51 @@
+"""`posterior`'s operations on a GPU, with the Triton kernels. Imported where they serve: Triton is not everywhere."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vdbench import gpu_kernels
+
+
+def _ordered_as(other: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor in the memory order of another one of its shape."""
+    return tensor if tensor.stride() == other.stride() else torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
+
+
+class Posterior(torch.autograd.Function):
+    """As `posterior.Posterior`. Nothing is kept for the gradients: all of it is computed again from the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, log_sigma2: Tensor, alpha_limit: float) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.alpha_limit = alpha_limit
+        ctx.save_for_backward(weight, log_sigma2)
+        return gpu_kernels.posterior(weight, log_sigma2, alpha_limit)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        weight, log_sigma2 = ctx.saved_tensors
+        grads = _ordered_as(weight, grad_mean), _ordered_as(weight, grad_variance), grad_kl
+        return *gpu_kernels.posterior_gradients(weight, log_sigma2, *grads, alpha_limit=ctx.alpha_limit), None
+
+
+class AddNoise(torch.autograd.Function):
+    """As `posterior.AddNoise`. Of the noise a seed is kept, from which it is drawn again."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
+        out = mean.clone() if mean.is_leaf or mean._is_view() else mean
+        if out is mean:
+            ctx.mark_dirty(mean)
+        seed = torch.randint(2**62, (1,), device=mean.device)
+        gpu_kernels.add_noise(out, variance, seed)
+        ctx.save_for_backward(variance, seed)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        variance, seed = ctx.saved_tensors
+        return grad, gpu_kernels.noise_gradient(_ordered_as(variance, grad), variance, seed)
