@@ -1,7 +1,7 @@
 """Pruned language models word by word and in batches: the sparse model against torch, dense and CSR, and onnxruntime.
 
-200-unit LSTMs with random masks; contenders take turns, on one thread, after their logits were found equal. Medians are
-printed and stored in `extra_info`. Nothing is asserted of times.
+200-unit LSTMs, one that is shipped and some with random masks; contenders take turns, on one thread, after their
+logits were found equal. Medians are printed and stored in `extra_info`. Nothing is asserted of times.
 """
 
 import io
@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from vdbench import metrics
+from vdbench import metrics, shipping
 from vdbench.baselines import GradualPruner
 from vdbench.models import MODELS
 from vdbench.sparse import to_cpu_sparse
 from vdbench.structure import structure
 
 WORDS, ROUNDS = 10_000, 21
+SHIPPED = "lstm200-ptb-vd_warmup"
 
 
-def pruned(density: float) -> torch.nn.Module:
+def pruned(density: float | str) -> torch.nn.Module:
+    if isinstance(density, str):
+        return shipping.load(density)
     torch.manual_seed(0)
     net = MODELS["rnnlm_lstm_200"](WORDS).eval()
     kept = {layer.name: round(density * layer.total) for layer in metrics.layers(net)}
@@ -73,7 +76,7 @@ def onnx_run(net: torch.nn.Module, words: torch.Tensor):
 
 @pytest.mark.filterwarnings("ignore")  # of torch's exporter and CSR tensors
 @pytest.mark.benchmark(group="language model inference")
-@pytest.mark.parametrize("density", [0.1, 0.04])
+@pytest.mark.parametrize("density", [SHIPPED, 0.1, 0.04])
 @pytest.mark.parametrize(("steps", "sequences"), [(1, 1), (1, 64), (35, 1), (35, 64)])
 @torch.no_grad()
 def test_language_inference(benchmark, density, steps, sequences, capsys):
@@ -105,4 +108,4 @@ def test_language_inference(benchmark, density, steps, sequences, capsys):
     benchmark.extra_info.update(medians)
     shown = ", ".join(f"{name} {1e3 * median:.3g} ms" for name, median in medians.items())
     with capsys.disabled():
-        print(f"\n{100 * density:g} % of the weights, {steps} x {sequences} words: {shown}")
+        print(f"\n{100 - 100 * metrics.sparsity(net):.3g} % of the weights, {steps} x {sequences} words: {shown}")
