@@ -525,6 +525,15 @@ def test_a_variational_record_without_its_net_is_found_out(recorded, capsys):
     assert "pruned.npz is missing" in capsys.readouterr().out
 
 
+def test_a_net_too_large_to_ship_is_left_out_and_not_missed(recorded, capsys, monkeypatch):
+    monkeypatch.setattr(shipping, "LARGEST_NET", 1000)
+    assert cli.main(["record", "tiny.yaml"]) == 0
+    assert "left out: too large to ship: fc/vd_warmup/0 pruned.npz" in capsys.readouterr().out
+    assert (recorded / "fc/vd_warmup/seed0/prune.json").exists()
+    assert not (recorded / "fc/vd_warmup/seed0/pruned.npz").exists()
+    assert "no recorded nets under" in one_line_error(["verify"], capsys)
+
+
 def test_verify_without_nets_is_an_error(empty, capsys):
     assert "no recorded nets under" in one_line_error(["verify", "nowhere"], capsys)
 

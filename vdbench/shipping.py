@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path("results/recorded")
 _SHIPPED = (Path(__file__).parent / "recorded", Path(__file__).parent.parent / FOLDER)
+LARGEST_NET = 3_000_000  # bytes of a pruned net; one that is hardly sparse is recorded, and stays behind itself
 _BESIDE = {"train": "history.csv", "prune": "pruned.npz"}
 
 
@@ -26,7 +27,7 @@ def record(suite: Suite, results: Path, target: Path, *, partial: bool = False) 
     """Put the current records of a suite, their histories and pruned nets in place of what `target` held.
 
     All or nothing: `target` is replaced once everything is copied. The nets of dense runs stay behind: they are not
-    sparse. Returns what was left out. Raises RecordError if a run is stale or missing, unless `partial`.
+    sparse; and so do those over `LARGEST_NET`. Returns what was left out. Raises RecordError if a run is stale or missing, unless `partial`.
     """
     found, notes = records.load(results, suite)
     if notes and not partial:
@@ -42,8 +43,12 @@ def record(suite: Suite, results: Path, target: Path, *, partial: bool = False) 
             copy.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / f"{item.stage}.json", copy / f"{item.stage}.json")
             beside = _BESIDE.get(item.stage)
-            if beside and (source / beside).exists() and not (item.stage == "prune" and item.method == "dense"):
-                shutil.copyfile(source / beside, copy / beside)
+            if not beside or not (source / beside).exists() or (item.stage == "prune" and item.method == "dense"):
+                continue
+            if item.stage == "prune" and not is_shippable(item):
+                notes.append(f"too large to ship: {'/'.join(map(str, item.run))} {beside}")
+                continue
+            shutil.copyfile(source / beside, copy / beside)
         old = Path(temporary) / "old"
         try:
             if target.exists():
@@ -54,6 +59,11 @@ def record(suite: Suite, results: Path, target: Path, *, partial: bool = False) 
                 old.rename(target)
             raise
     return notes
+
+
+def is_shippable(pruned: records.Record) -> bool:
+    """Whether the net of a prune record is small enough to travel with it."""
+    return pruned.size is None or (pruned.size.file_bytes or 0) <= LARGEST_NET
 
 
 def load(name: str, *, sparse: bool = False) -> "nn.Module":

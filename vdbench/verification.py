@@ -38,8 +38,8 @@ def verify(folders: Sequence[Path], *, cache_folder: Path | None = None, mirror:
 
 
 def _is_shipped(path: Path, record: Record) -> bool:
-    """Every variational run has to come with its net; others may."""
-    required = record.method in VARIATIONAL_METHODS and record.status == "ok"
+    """Every variational run has to come with its net, if that is small; others may."""
+    required = record.method in VARIATIONAL_METHODS and record.status == "ok" and shipping.is_shippable(record)
     return required or path.with_name("pruned.npz").exists()
 
 
