@@ -26,8 +26,9 @@ def recorded(suite_name: str = "") -> Path:
 def record(suite: Suite, results: Path, target: Path, *, partial: bool = False) -> list[str]:
     """Put the current records of a suite, their histories and pruned nets in place of what `target` held.
 
-    All or nothing: `target` is replaced once everything is copied. The nets of dense runs stay behind: they are not
-    sparse; and so do those over `LARGEST_NET`. Returns what was left out. Raises RecordError if a run is stale or missing, unless `partial`.
+    All or nothing: `target` is replaced once everything is copied. The nets of dense runs stay behind, for they are not
+    sparse, and those over `LARGEST_NET`. Returns what was left out. Raises RecordError if a run is stale or missing,
+    unless `partial`.
     """
     found, notes = records.load(results, suite)
     if notes and not partial:
