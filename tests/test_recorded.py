@@ -22,8 +22,10 @@ def found():
     return records.load(RECORDED, load_suite(SUITE_FILE))[0]
 
 
-def test_no_recorded_run_is_stale():
-    notes = records.load(RECORDED, load_suite(SUITE_FILE))[1]
+@pytest.mark.parametrize("suite", ["paper", "cifar", "ptb", "inference"])
+def test_no_recorded_run_is_stale(suite):
+    found, notes = records.load(RECORDED.parent / suite, load_suite(ROOT / "configs" / f"{suite}.yaml"))
+    assert found
     assert [note for note in notes if note.startswith("stale")] == []
 
 
@@ -83,8 +85,9 @@ def test_every_run_came_from_the_recorded_nets_it_is_compared_with(found):
         assert train.inputs in ({}, inputs)  # records once did not name them
 
 
-def test_recorded_set_is_small():
-    assert sum(path.stat().st_size for path in RECORDED.rglob("*") if path.is_file()) < 5_000_000
+@pytest.mark.parametrize("suite", ["paper", "cifar", "ptb"])
+def test_recorded_set_is_small(suite):
+    assert sum(path.stat().st_size for path in (RECORDED.parent / suite).rglob("*") if path.is_file()) < 5_000_000
 
 
 @pytest.mark.real_data
