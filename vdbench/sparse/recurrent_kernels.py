@@ -1,7 +1,9 @@
 """Recurrent layers with sparse weights, as float32 loops that numba compiles.
 
 A value is an array (units, columns): the columns of a product are timesteps and sequences, or sequences alone, and lie
-side by side, so that a weight is loaded once for all of them.
+side by side, so that a weight is loaded once for all of them. A sparse matrix is (starts, places, values): by rows, as in
+CSR, but where it is multiplied with a single column by columns, as in CSC, for the terms of a row's sum wait for each
+other.
 """
 
 # numba infers what Python leaves open
@@ -35,14 +37,14 @@ def _tanh(x):
 
 @njit(**JIT)
 def add_product(starts, places, values, x, out):
-    """out += W x, the rows of W as in a CSR matrix: `starts` (rows + 1), `places` and `values`."""
-    for row in range(len(starts) - 1):
-        if x.shape[1] == 1:
-            total = f32(0.0)
-            for k in range(starts[row], starts[row + 1]):
-                total += values[k] * x[places[k], 0]
-            out[row, 0] += total
-        else:
+    """out += W x, with W by columns if x is one, else by rows."""
+    if x.shape[1] == 1:
+        for place in range(len(starts) - 1):
+            factor = x[place, 0]
+            for k in range(starts[place], starts[place + 1]):
+                out[places[k], 0] += values[k] * factor
+    else:
+        for row in range(len(starts) - 1):
             for k in range(starts[row], starts[row + 1]):
                 value, place = values[k], places[k]
                 for column in range(x.shape[1]):
