@@ -1,8 +1,8 @@
 """Recurrent layers with sparse weights, as float32 loops that numba compiles.
 
 A value is an array (units, columns): the columns of a product are timesteps and sequences, or sequences alone, and lie
-side by side, so that a weight is loaded once for all of them. A sparse matrix is (starts, places, values): by rows, as in
-CSR, but where it is multiplied with a single column by columns, as in CSC, for the terms of a row's sum wait for each
+side by side, so that a weight is loaded once for all of them. A sparse matrix is (starts, places, values): by rows, as
+in CSR, but where it is multiplied with a single column by columns, as in CSC: the terms of a row wait for each
 other.
 """
 
