@@ -402,7 +402,7 @@ def test_estimates_are_of_runs_on_a_gpu_where_there_is_one_and_only_there(gpu, e
         factory.record(suite, "fc", "dense", 0, stage="train", wall_s=400.0),
         factory.record(suite, "fc", "dense", 1, stage="train", wall_s=4.0, provenance=on_gpu),
     ]
-    monkeypatch.setattr(estimates, "_gpu", lambda: gpu)
+    monkeypatch.setattr(estimates, "gpu_model", lambda: gpu)
     seconds, basis = Past(finished).seconds("train", spec)
     assert (seconds, expected[1] in basis) == (expected[0], True), basis
     if gpu is None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from vdbench import records, shipping
 from vdbench.config import BASELINE_METHODS, VARIATIONAL_METHODS
-from vdbench.provenance import cpu_model
+from vdbench.provenance import cpu_model, gpu_model
 from vdbench.records import Record
 
 # Seconds an epoch of 60,000 examples takes one core of a 2020s server, dense, variational and of a baseline: for what
@@ -71,7 +71,7 @@ class Past:
         Those on a GPU where this machine has one, else those on a CPU."""
         alike = self._alike.get(_kind(stage, spec), [])
         on_gpu = [record for record in alike if record.provenance.device != "cpu"]
-        if on_gpu and self._gpu_counts and _gpu():
+        if on_gpu and self._gpu_counts and gpu_model():
             return on_gpu
         return [record for record in alike if record.provenance.device == "cpu"]
 
@@ -86,7 +86,7 @@ class Past:
     def _estimated(self, stage: str, spec: dict) -> tuple[float, str]:
         alike = self.alike(stage, spec)
         on_gpu = bool(alike) and alike[0].provenance.device != "cpu"
-        unit, own = ("GPU", _gpu()) if on_gpu else ("CPU", self._cpu)
+        unit, own = ("GPU", gpu_model()) if on_gpu else ("CPU", self._cpu)
         here = [record for record in alike if record.provenance.hardware == own]
         chosen = here or alike
         if not chosen:
@@ -116,14 +116,6 @@ class Past:
 def _kind(stage: str, spec: dict) -> tuple[str, ...]:
     method = spec["method"] if stage == "train" else ""
     return stage, spec["dataset"], spec["model"], method, json.dumps(spec.get("arguments"), sort_keys=True)
-
-
-@cache
-def _gpu() -> str | None:
-    """This machine's, if it has one that training would use."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _up(amount: float, unit: int) -> int:

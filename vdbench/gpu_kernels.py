@@ -13,9 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vdbench.posterior import EPS, K1, K2, K3, LOG_ALPHA_CLIP
+
 _BLOCK = 1024
-_EPS, _CLIP = tl.constexpr(1e-8), tl.constexpr(8.0)
-_K1, _K2, _K3 = tl.constexpr(0.63576), tl.constexpr(1.87320), tl.constexpr(1.48695)
+_EPS, _CLIP = tl.constexpr(EPS), tl.constexpr(LOG_ALPHA_CLIP)
+_K1, _K2, _K3 = tl.constexpr(K1), tl.constexpr(K2), tl.constexpr(K3)
 
 
 def _launch(kernel: "triton.JITFunction", *arguments: "Tensor | float", size: int) -> None:

@@ -4,13 +4,12 @@ import os
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from vdbench import data, metrics, outputs
 from vdbench.config_timing import Backend
 from vdbench.models import MODELS
-from vdbench.provenance import cpu_model, package_versions
+from vdbench.provenance import cpu_model, gpu_model, package_versions
 from vdbench.sparse.backends import BACKENDS, BackendMissing
 
 
@@ -27,7 +26,7 @@ def describe(*, cache: Path | None = None, mirror: Path | None = None) -> str:
         "backends": {name: _installed(name) for name in BACKENDS},
         "hardware": {
             "cpu": f"{cpu_model()}, {os.cpu_count()} logical cores",
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use",
+            "gpu": gpu_model() or "none that torch can use",
         },
         "versions": package_versions(),
     }

@@ -7,11 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vdbench import gpu_kernels
-
-
-def _ordered_as(other: Tensor, tensor: Tensor) -> Tensor:
-    """A tensor in the memory order of another one of its shape."""
-    return tensor if tensor.stride() == other.stride() else torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
+from vdbench.posterior import ordered_as, overwritable
 
 
 class Posterior(torch.autograd.Function):
@@ -27,7 +23,7 @@ class Posterior(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         weight, log_sigma2 = ctx.saved_tensors
-        grads = _ordered_as(weight, grad_mean), _ordered_as(weight, grad_variance), grad_kl
+        grads = ordered_as(weight, grad_mean), ordered_as(weight, grad_variance), grad_kl
         return *gpu_kernels.posterior_gradients(weight, log_sigma2, *grads, alpha_limit=ctx.alpha_limit), None
 
 
@@ -36,9 +32,7 @@ class AddNoise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
-        out = mean.clone() if mean.is_leaf or mean._is_view() else mean
-        if out is mean:
-            ctx.mark_dirty(mean)
+        out = overwritable(ctx, mean)
         seed = torch.randint(2**62, (1,), device=mean.device)
         gpu_kernels.add_noise(out, variance, seed)
         ctx.save_for_backward(variance, seed)
@@ -48,4 +42,4 @@ class AddNoise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         variance, seed = ctx.saved_tensors
-        return grad, gpu_kernels.noise_gradient(_ordered_as(variance, grad), variance, seed)
+        return grad, gpu_kernels.noise_gradient(ordered_as(variance, grad), variance, seed)

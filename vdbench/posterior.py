@@ -94,10 +94,19 @@ def narrow(square: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     return square, variance
 
 
+def ordered_as(other: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor in the memory order of another one of its shape."""
+    return tensor if tensor.stride() == other.stride() else torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
+
+
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def squared(input: Tensor) -> Tensor:
     """The squares in the input's own type, where autocast would widen them."""
     device = input.device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not _autocasts(device):
         return input.square()
     with torch.autocast(device, enabled=False):
         return input.square()
@@ -124,8 +133,7 @@ def flat(tensor: Tensor) -> Any:
 def is_half(input: Tensor) -> bool:
     """Whether products with this input are float16, whose range is too small for their variance."""
     device = input.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.float16 in (input.dtype, torch.get_autocast_dtype(device) if autocast else None)
+    return torch.float16 in (input.dtype, torch.get_autocast_dtype(device) if _autocasts(device) else None)
 
 
 class Posterior(torch.autograd.Function):
@@ -184,6 +192,15 @@ def _fused_posterior(weight: Tensor, log_sigma2: Tensor, alpha_limit: float) -> 
     return weight.new_tensor(kernels.posterior(*arrays, alpha_limit=alpha_limit)), *made
 
 
+def overwritable(ctx: Any, output: Tensor) -> Tensor:
+    """A layer's output to be written to in place, for no gradient needs it as it was: memory for one less of them. A
+    copy where autograd forbids that."""
+    if output.is_leaf or output._is_view():
+        return output.clone()
+    ctx.mark_dirty(output)
+    return output
+
+
 class AddNoise(torch.autograd.Function):
     """mean + sqrt(max(variance, 0) + 1e-8) * noise. The floor keeps the gradient finite where the variance is 0.
 
@@ -196,10 +213,7 @@ class AddNoise(torch.autograd.Function):
         if is_fused(mean, variance):
             from vdbench import kernels
 
-            # a layer's output in place, which no gradient needs as it was: memory for one less of them
-            out, size = mean.clone() if mean.is_leaf or mean._is_view() else mean, mean.numel()
-            if out is mean:
-                ctx.mark_dirty(mean)
+            out, size = overwritable(ctx, mean), mean.numel()
             noise = torch.empty(-(-size // 4) * 4)
             kernels.fill_normal(noise.numpy(), torch.randint(2**63 - 1, ()).item())
             noise = noise[:size].as_strided(out.shape, out.stride())
@@ -274,9 +288,7 @@ class _FusedSample(torch.autograd.Function):
         of_rows = ctx.rows is not None
         chosen = [t.detach()[ctx.rows] for t in (weight, log_sigma2)] if of_rows else [weight, log_sigma2]
         into = [torch.zeros_like(t) for t in chosen] if of_rows else gradients
-        if grad.stride() != chosen[0].stride():
-            grad = torch.empty_like(chosen[0]).copy_(grad)  # in the memory order of the weights
-        arrays = [flat(t) for t in (*chosen, grad, *into)]
+        arrays = [flat(t) for t in (*chosen, ordered_as(chosen[0], grad), *into)]
         kernels.sample_gradients(*arrays, seed=ctx.seed, alpha_limit=ctx.alpha_limit)
         if of_rows:
             for gradient, part in zip(gradients, into, strict=True):

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -45,11 +46,17 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def hardware(device: str) -> str:
-    """What computes on a device, as torch names it: the GPU's name or the CPU's."""
+@cache
+def gpu_model() -> str | None:
+    """The GPU that torch can use, if any."""
     import torch
 
-    return torch.cuda.get_device_name() if device == "cuda" else cpu_model()
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def hardware(device: str) -> str:
+    """What computes on a device, as torch names it: the GPU's name or the CPU's."""
+    return gpu_model() or device if device == "cuda" else cpu_model()
 
 
 def package_versions() -> dict[str, str]:

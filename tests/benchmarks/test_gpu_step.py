@@ -10,12 +10,11 @@ import statistics
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from vdbench.config import DenseRecipe, VariationalRecipe
 from vdbench.conversion import to_variational_dropout
-from vdbench.models import VGGLike
+from vdbench.models import VGGLike, set_dropout
 from vdbench.steps import Step, build_optimizer
 
 TARGET, BATCH, NUM_EXAMPLES = 2.0, 100, 50_000
@@ -25,9 +24,7 @@ WARM_UP, ROUNDS, STEPS = 5, 15, 20
 def step_of(width: float, variational: bool) -> Step:
     torch.manual_seed(0)
     net = VGGLike(width=width)
-    for module in net.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    set_dropout(net, 0.0)
     recipe = (VariationalRecipe if variational else DenseRecipe)(epochs=1)
     if variational:
         to_variational_dropout(net)

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from vdbench.config import DenseRecipe, VariationalRecipe
 from vdbench.conversion import to_variational_dropout
-from vdbench.models import VGGLike
+from vdbench.models import VGGLike, set_dropout
 from vdbench.steps import build_optimizer
 from vdbench.variational import forward_with_kl
 
@@ -70,9 +70,7 @@ def step_of(kind: str, width: float) -> Step:
     """A training step of one contender, that returns the loss."""
     torch.manual_seed(0)
     net = VGGLike(width=width)
-    for module in net.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    set_dropout(net, 0.0)
     forward = {"variational": forward_with_kl, "textbook": with_textbook_kl, "cplxmodule": with_penalties}
     images, labels = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
     if kind == "variational":

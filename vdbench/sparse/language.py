@@ -14,7 +14,8 @@ from vdbench.structure import structure
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # starts, places and values
 
 
-def _parts(found: Any) -> Parts:
+def _parts(kind: type[csr_array] | type[csc_array], matrix: Tensor) -> Parts:
+    found: Any = kind(matrix.numpy())
     # numba asks of every signed index whether it counts from the end
     return found.indptr.astype(np.int64), found.indices.astype(np.uint32), found.data.astype(np.float32)
 
@@ -23,7 +24,7 @@ class _Sparse:
     """A matrix by rows and by columns: see `recurrent_kernels`."""
 
     def __init__(self, matrix: Tensor) -> None:
-        self.rows, self.columns = (_parts(kind(matrix.numpy())) for kind in (csr_array, csc_array))
+        self.rows, self.columns = (_parts(kind, matrix) for kind in (csr_array, csc_array))
 
     def times(self, columns: int) -> Parts:
         """As it is to be multiplied with so many columns."""
@@ -52,7 +53,7 @@ class SparseLanguageModel(nn.Module):
         self.counts = parts.counts()
         self.kept = [layer.kept.numpy().nonzero()[0] for layer in parts.layers]
         below = torch.ones(self.words, dtype=torch.bool) if parts.embedding is None else parts.dimensions
-        self._embedding = None if parts.embedding is None else _Sparse(parts.embedding[:, below])
+        self._embedding = None if parts.embedding is None else _parts(csr_array, parts.embedding[:, below])
         self._dimensions = int(below.sum())
         self._layers: list[tuple[_Sparse, _Sparse, np.ndarray]] = []
         for layer in parts.layers:
@@ -75,7 +76,7 @@ class SparseLanguageModel(nn.Module):
             raise IndexError(f"words are numbers below {self.words}, not {words.min()} to {words.max()}")
         value = np.zeros((self._dimensions, len(words)), np.float32)
         if self._embedding is not None:
-            kernels.look_up(*self._embedding.rows, words, value)
+            kernels.look_up(*self._embedding, words, value)
         kinds, shape = 2 if self.mode == "LSTM" else 1, (len(self._layers), sequences, self.units)
         states = () if state is None else (state,) if isinstance(state, Tensor) else tuple(state)
         if states and [tuple(part.shape) for part in states] != [shape] * kinds:
