@@ -115,8 +115,6 @@ class Experiment(Strict):
                 raise ValueError(f"{method}: sequence_length is of texts, and {self.dataset} is none")
             if recipe.dropout and self.model in WITHOUT_DROPOUT:
                 raise ValueError(f"{method}: dropout: {self.model} has no dropout layers")
-            if recipe.dropout and method in VARIATIONAL_METHODS:
-                raise ValueError(f"{method}: dropout is 0 in variational dropout")
         matched = getattr(self.methods, self.match)
         for method in BASELINE_METHODS:
             recipe = getattr(self.methods, method)

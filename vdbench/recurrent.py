@@ -89,7 +89,8 @@ class VariationalDropoutEmbedding(SingleWeight, nn.Embedding):
     """`torch.nn.Embedding` with sparse variational dropout: in training mode one sample of every row that occurs in
     the input, whichever positions it occurs at; in eval mode rows masked at `loga_threshold`.
 
-    Only the rows that occur are sampled. The KL divergence and its gradients are those of all rows, exactly.
+    Only the rows that occur are sampled, on a GPU all. The KL divergence and its gradients are those of all rows,
+    exactly.
 
     Args:
         num_embeddings, embedding_dim, padding_idx, device, dtype: as `torch.nn.Embedding`. The row at `padding_idx`
@@ -138,8 +139,11 @@ class VariationalDropoutEmbedding(SingleWeight, nn.Embedding):
         if not self.training:  # of the rows that occur alone, for the others may be many
             weight, log_sigma2 = (functional.embedding(input, t) for t in (self.weight, self.log_sigma2))
             return Matrix("weight", weight, log_sigma2).masked(self.loga_threshold)
-        rows, places = torch.unique(input, return_inverse=True)
-        output = functional.embedding(places, self._samples(rows)["weight"])
+        if input.device.type == "cuda":  # which rows occur would have to be waited for, and a captured step never waits
+            output = functional.embedding(input, self._samples()["weight"])
+        else:
+            rows, places = torch.unique(input, return_inverse=True)
+            output = functional.embedding(places, self._samples(rows)["weight"])
         if self.padding_idx is None:
             return output
         return torch.where((input == self.padding_idx)[..., None], self.weight[self.padding_idx].detach(), output)

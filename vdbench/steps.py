@@ -53,9 +53,10 @@ def load_optimizer_state(optimizer: torch.optim.Adam, state: dict[str, Any]) -> 
 class Step:
     """Forward pass, loss, gradients and Adam.
 
-    On a GPU a step on images is captured in a CUDA graph when it is taken for the fourth time, and replayed from then
-    on: it is some hundreds of kernels, and launching them one by one takes longer than they do. Its products are
-    bfloat16 under autocast, where the recipe asks for nothing else. It never waits for the device.
+    On a GPU a step is captured in a CUDA graph when it is taken for the fourth time, and replayed from then on where
+    what it is given has the same shapes: it is some hundreds of kernels, and launching them one by one takes longer
+    than they do. On images its products are bfloat16 under autocast, where the recipe asks for nothing else. It never
+    waits for the device.
 
     Args:
         model: in training mode when a step is taken, on one device.
@@ -82,7 +83,8 @@ class Step:
         device = next(model.parameters()).device
         self.on_gpu = device.type == "cuda"
         self.totals, self.kl_scale = torch.zeros(2, device=device), torch.zeros((), device=device)
-        self._taken, self._graph, self._given = 0, None, ()
+        self._taken, self._graph = 0, None
+        self._given: list[Tensor] = []  # what the graph reads
 
     def __call__(self, inputs: tuple[Any, ...], targets: Tensor) -> None:
         """Take a step.
@@ -90,19 +92,28 @@ class Step:
         Args:
             inputs: what the model is called with: images (N, C, H, W), or words and the state before them.
             targets: what it ought to say.
-
-        Raises:
-            ValueError: images of another shape than those of the captured step.
         """
-        if self.on_gpu and len(inputs) == 1:
-            self._on_gpu(inputs[0], targets)
-        else:
+        if not self.on_gpu:
+            self.take(inputs, targets)
+            return
+        if self._graph is None:
+            self._until_captured(inputs, targets)
+        elif self.replays(inputs, targets):
+            for place, value in zip(self._given, _tensors((inputs, targets)), strict=True):
+                place.copy_(value)
+            self._graph.replay()
+        else:  # the last piece of a text, which is shorter
             self.take(inputs, targets)
 
-    def take(self, inputs: tuple[Any, ...], targets: Tensor, autocast: bool = False) -> None:
+    def replays(self, inputs: tuple[Any, ...], targets: Tensor) -> bool:
+        """Whether there is a captured step for what has these shapes."""
+        return [t.shape for t in self._given] == [t.shape for t in _tensors((inputs, targets))]
+
+    def take(self, inputs: tuple[Any, ...], targets: Tensor) -> None:
         """A step, operation by operation."""
+        autocasts = self.on_gpu and self.recipe.matmul_precision is None and inputs[0].is_floating_point()
         with matmul_precision(self.recipe.matmul_precision):
-            with torch.autocast("cuda", torch.bfloat16) if autocast else nullcontext():
+            with torch.autocast("cuda", torch.bfloat16) if autocasts else nullcontext():
                 if self.variational:
                     output, kl = forward_with_kl(self.model, *inputs)
                     class_loss = self.loss(output, targets)
@@ -117,25 +128,29 @@ class Step:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip)
             self.optimizer.step()
 
-    def _on_gpu(self, images: Tensor, targets: Tensor) -> None:
-        autocast = self.recipe.matmul_precision is None
-        if self._graph is not None:
-            for place, value in zip(self._given, (images, targets), strict=True):
-                if place.shape != value.shape:
-                    raise ValueError(f"a step was captured for {tuple(place.shape)} and is given {tuple(value.shape)}")
-                place.copy_(value)
-            self._graph.replay()
-            return
+    def _until_captured(self, inputs: tuple[Any, ...], targets: Tensor) -> None:
         if self._taken < _WARM_UP:  # in a stream of its own, as what is captured will be
             self._taken += 1
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                self.take((images,), targets, autocast)
+                self.take(inputs, targets)
             torch.cuda.current_stream().wait_stream(stream)
             return
-        self._given = images.clone(), targets.clone()
+        inputs, targets = _copied((inputs, targets))
+        self._given = _tensors((inputs, targets))
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self.take((self._given[0],), self._given[1], autocast)
+            self.take(inputs, targets)
         self._graph.replay()
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Of nested tuples, in which None stands for nothing."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for part in value or () for tensor in _tensors(part)]
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value and tuple(_copied(part) for part in value)

@@ -91,23 +91,35 @@ class LanguageModelling:
         self.words, self.next = (
             part.view(recipe.batch_size, rows).t().contiguous() for part in (words[:-1], words[1:])
         )
-        self.state: Any = None
+        self.state: tuple[Tensor, ...] = ()  # of an RNN one tensor, of an LSTM two; none before the first step
 
     @property
     def steps(self) -> int:
         return -(-len(self.words) // self.length)
 
     def batches(self, epoch: int) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-        self.state = None
+        for part in self.state:
+            part.zero_()
         for start in range(0, len(self.words), self.length):
             piece = slice(start, start + self.length)
-            yield (self.words[piece], self.state), self.next[piece]
+            yield (self.words[piece], self._given()), self.next[piece]
+
+    def _given(self) -> Any:
+        """A copy of the state, for the next takes its place before the gradients are computed; None where there is none
+        yet."""
+        parts = tuple(part.clone() for part in self.state)
+        return parts if len(parts) > 1 else next(iter(parts), None)
 
     def loss(self, output: Any, targets: Tensor) -> Tensor:
         from vdbench.cross_entropy import cross_entropy  # numba is slow to import, and images need none of it
 
         logits, state = output
-        self.state = tuple(part.detach() for part in state) if isinstance(state, tuple) else state.detach()
+        parts = tuple(part.detach() for part in (state if isinstance(state, tuple) else (state,)))
+        if self.state:
+            for place, part in zip(self.state, parts, strict=True):
+                place.copy_(part)  # where a captured step finds it again
+        else:
+            self.state = tuple(part.clone() for part in parts)
         return cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:

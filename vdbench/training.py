@@ -65,10 +65,10 @@ def build_model(spec: RunSpec, num_classes: int, pretrained: Path | None) -> nn.
     if pretrained is not None:
         load_state(model, pretrained)
     recipe = spec.recipe
-    if recipe.dropout is not None:
-        set_dropout(model, recipe.dropout)
-    if isinstance(recipe, VariationalRecipe):
-        set_dropout(model, 0.0)  # of the dense net: variational dropout takes its place
+    variational = isinstance(recipe, VariationalRecipe)
+    if recipe.dropout is not None or variational:  # which takes the place of the dense net's dropout
+        set_dropout(model, recipe.dropout or 0.0)
+    if variational:
         to_variational_dropout(model, loga_threshold=spec.threshold, initial_log_sigma2=recipe.initial_log_sigma2)
         for _, layer in variational_layers(model):
             layer.mask_in_training = recipe.mask_in_training
