@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import threading
 
 import numpy as np
 import pytest
@@ -88,13 +89,27 @@ def test_threads_change_nothing(monkeypatch):
     monkeypatch.setattr("vdbench.sparse.running.WORTH_A_THREAD_S", 1e-9)
     model, batch = network(), torch.randn(150, 2, 10, 10)
     one, three = (compile_sparse(model, EXAMPLE, threads=n) for n in (1, 3))
-    assert Pool(3).shares(9, 1.0) == [3, 3, 3] and Pool(3).shares(2, 1.0) == [1, 1]
-    assert_same(three(batch), model(batch).detach())
-    assert_same(three(batch), one(batch))
+    for count in (150, 16, 5, 1):
+        assert_same(three(batch[:count]), model(batch[:count]).detach())
+        assert_same(three(batch[:count]), one(batch[:count]))
+
+
+def test_two_callers_at_a_time_do_not_wait_for_each_other_for_ever():
+    pool, waiting = Pool(3), threading.Barrier(3)
+
+    def meet() -> None:
+        waiting.wait(timeout=30)
+
+    callers = [threading.Thread(target=pool.run_together, args=([meet] * 3,)) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(timeout=60)
+    assert not any(caller.is_alive() for caller in callers) and not waiting.broken
 
 
 def test_small_work_stays_on_one_thread():
-    assert Pool(8).shares(100, 1e-9) == [100]
+    assert Pool(8).worth(1e-9) == 1 and Pool(8).worth(1.0) == 8
 
 
 @pytest.mark.parametrize("single", [True, False])

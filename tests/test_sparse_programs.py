@@ -26,9 +26,12 @@ from vdbench.sparse.jit import vector_lanes
 from vdbench.sparse.lowering import candidates
 from vdbench.sparse.plan import Network
 from vdbench.sparse.program import Bound, Program, Segment
+from vdbench.sparse.running import Pool
 from vdbench.sparse.stencil import Stencil
 
 LANES = vector_lanes()
+MEMBERS = 3
+POOL = Pool(MEMBERS)
 
 
 class Builder:
@@ -93,7 +96,8 @@ def segment_of(network: Network) -> Segment:
 
 
 def every_way(graph: Graph, vectors: int, label: str, split: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """What a native program computes, two groups one after the other, and what it should."""
+    """What a native program computes, two groups one after the other, and what it should. Three threads that share
+    every stencil compute the same."""
     network = Network(graph, single=not vectors)
     segment = segment_of(network)
     program = Program(segment, {s.name: label for s in segment.stencils}, vectors=vectors, split=split)
@@ -102,6 +106,12 @@ def every_way(graph: Graph, vectors: int, label: str, split: int = 0) -> tuple[n
     bound = Bound(program)
     for _ in range(2):  # again, so that nothing depends on memory being fresh
         bound((batch.ctypes.data, out.ctypes.data), 2)
+    shared = Bound(Program(segment, program.choices, vectors=vectors, split=split, members=MEMBERS))
+    by_three = np.full_like(out, np.nan)
+    for _ in range(2):
+        shared.point_to((batch.ctypes.data, by_three.ctypes.data), 2)
+        POOL.run_together(shared.members)
+    assert_close(by_three, out)
     return out, graph(torch.from_numpy(batch)).numpy()
 
 

@@ -6,6 +6,7 @@ would be the noise of another model: one sample of the weights serves all timest
 A sampled weight is an ordinary weight, so torch's fused implementations, cuDNN's and oneDNN's, are used as they are.
 """
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,7 +49,9 @@ class _Recurrent(VariationalDropout, nn.RNNBase):
         own = self._flat_weights
         self._flat_weights = [weights.get(name, getattr(self, name)) for name in self._flat_weights_names]
         try:
-            return super().forward(input, hx)
+            with warnings.catch_warnings():  # samples are new at every call, so cuDNN has to put them together again
+                warnings.filterwarnings("ignore", "RNN module weights are not part of single")
+                return super().forward(input, hx)
         finally:
             self._flat_weights = own
 

@@ -85,6 +85,8 @@ class Copy:
 
 
 Kernel = Tile | Slices | Transpose | Copy
+I64_BYTES = 8
+PATIENCE = 10_000  # looks at what other threads have done, some microseconds, before they are let go first
 
 
 def _tables(code: Code, tables: Value, count: int) -> list[Value]:
@@ -273,16 +275,36 @@ BUILDERS: dict[type, Callable[..., None]] = {
 }
 
 
+def _wait(code: Code, place: Value, least: Value, give_way: Value) -> None:
+    """Until the number there is at least that; after a while, other threads of the machine go first."""
+    b, tries = code.b, code.variable(I64, I64(0))
+    look, again, stand_back, done = (code.function.append_basic_block() for _ in range(4))
+    b.branch(look)
+    b.position_at_end(look)
+    b.cbranch(b.icmp_signed("<", b.load_atomic(place, "acquire", I64_BYTES, typ=I64), least), again, done)
+    b.position_at_end(again)
+    tries.set(b.add(tries.get(), I64(1)))
+    patient = b.and_(b.icmp_signed(">", tries.get(), I64(PATIENCE)), b.icmp_signed("!=", give_way, I64(0)))
+    b.cbranch(patient, stand_back, look)
+    b.position_at_end(stand_back)
+    b.call(b.inttoptr(give_way, ir.FunctionType(I32, []).as_pointer()), [])
+    b.branch(look)
+    b.position_at_end(done)
+
+
 def build_driver(code: Code, stages: Value, bases: Value, counts: Value) -> None:
     """Runs a program for one group of examples after the other.
 
     stages: for each the address of its steps, how many they are and how often they are repeated (i64 all). A step: the
     addresses of its code and tables, then which base its source and its destination start from and by how many bytes
     either moves with every repetition (i64 all). bases: addresses, then by how many bytes each moves with every group
-    (i64). counts: stages, groups, bases.
+    (i64). counts: stages, groups, bases, threads that run steps of their own of the same program, the address of a
+    function that gives way to other threads (or 0), and how often any of them has finished a step, 0 at the start: none
+    begins a step before all have finished the one before.
     """
     b = code.b
-    stage_count, groups, base_count = (code.element(counts, k, I64) for k in range(3))
+    stage_count, groups, base_count, members, give_way = (code.element(counts, k, I64) for k in range(5))
+    finished, expected = code.at(counts, 5 * I64_BYTES), code.variable(I64, I64(0))
 
     def base(index: Value, group: Value) -> Value:
         move = b.mul(group, code.element(bases, b.add(base_count, index), I64))
@@ -300,3 +322,7 @@ def build_driver(code: Code, stages: Value, bases: Value, counts: Value) -> None
             source = code.at(base(src, g), b.mul(n, src_move))
             destination = code.at(base(dst, g), b.mul(n, dst_move))
             b.call(b.inttoptr(function, SIGNATURE.as_pointer()), [source, destination, _pointer(code, tables)])
+            with b.if_then(b.icmp_signed(">", members, I64(1))):
+                expected.set(b.add(expected.get(), members))
+                b.atomic_rmw("add", finished, I64(1), "acq_rel")
+                _wait(code, finished, expected.get(), give_way)

@@ -39,7 +39,7 @@ class CompiledNet:
         self._pool = Pool(threads or torch.get_num_threads())
         self._single = Runner(Network(graph, single=True), plans["single"])
         self._batch = Runner(Network(graph, single=False), plans["batch"])
-        self._one = self._single.one
+        self._one = self._single.shortest(1, self._pool)
         self._one_shape = (1, *graph.input.shape) if self._one else None
 
     def __call__(self, batch: Tensor | np.ndarray) -> Tensor | np.ndarray:

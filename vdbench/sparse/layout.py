@@ -18,8 +18,9 @@ import numpy as np
 from vdbench.sparse.code import FLOAT_BYTES
 from vdbench.sparse.graph import Padding, Shape
 
-# At the start of every arena: zeros that nobody writes, a place for what nobody reads, and one for partial sums.
-ZEROS, TRASH, PARTIAL, RESERVED = 0, 256, 512, 512 + (16 << 10)
+# At the start of every arena: zeros that nobody writes, a place for what nobody reads, and one for the partial sums of
+# every thread.
+ZEROS, TRASH, PARTIAL, PARTIAL_BYTES = 0, 256, 512, 16 << 10
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,13 @@ def maps(shape: Shape) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Place:
-    """A value in memory: its planes' geometry and where the first one starts, in bytes."""
+    """A value in memory: its planes' geometry and where the first one starts, in bytes; and where whoever computes it
+    keeps partial sums."""
 
     geometry: Geometry
     channels: int
     start: int
+    partial: int = PARTIAL
 
     def places(self) -> np.ndarray:
         """Byte offsets (channels, height, width) of every pixel."""
@@ -77,6 +80,11 @@ class Place:
     @property
     def first(self) -> int:
         return self.start + self.geometry.first
+
+    def part(self, first: int, stop: int, member: int) -> "Place":
+        """Some of the channels, for one of several threads to compute."""
+        start, partial = self.start + first * self.geometry.plane, PARTIAL + member * PARTIAL_BYTES
+        return Place(self.geometry, stop - first, start, partial)
 
 
 def geometries(halos: Mapping[tuple[int, int], Padding], examples: int, lanes: int) -> dict[tuple[int, int], Geometry]:
@@ -90,10 +98,10 @@ def geometries(halos: Mapping[tuple[int, int], Padding], examples: int, lanes: i
 
 class Arena:
     """Hands out memory for values; a place that was given back is only reused for planes of the same geometry, whose
-    halo is zero already."""
+    halo is zero already. As many threads as `members` compute in it."""
 
-    def __init__(self) -> None:
-        self.size = RESERVED
+    def __init__(self, members: int = 1) -> None:
+        self.size = PARTIAL + members * PARTIAL_BYTES
         self._free: list[Place] = []
 
     def take(self, geometry: Geometry, channels: int) -> Place:

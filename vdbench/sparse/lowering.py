@@ -26,6 +26,9 @@ class Step:
     tables: list[int | np.ndarray] = field(repr=False)
 
 
+NOTHING = Step(Copy(1), [0, np.zeros((0, 2), np.int64)])
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One way to compute a stencil; `label` names it for people and for the plan that is stored."""
@@ -116,8 +119,11 @@ def tile_step(
     place = out.first + np.arange(channels) * target.plane
     if blocked:
         partial_bytes = len(tiles.loads) * lanes * FLOAT_BYTES
-        order, visited, row = visits(stencil, block_of(stencil, source.examples, registers), partial_bytes)
-        entries, bias, rows = entries[order], bias[row], np.stack([visited[0], place[row], *visited[1:]], axis=1)
+        order, (stop, partial, kind), row = visits(
+            stencil, block_of(stencil, source.examples, registers), partial_bytes
+        )
+        entries, bias = entries[order], bias[row]
+        rows = np.stack([stop, place[row], out.partial + partial, kind], axis=1)
     else:
         rows = np.stack([np.cumsum(np.bincount(stencil.entries.row, minlength=channels)), place], axis=1)
     masks = tiles.masks() if single else np.zeros(1, np.uint16)

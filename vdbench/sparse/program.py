@@ -1,9 +1,12 @@
 """A run of operations as one native call: places in an arena, kernels in order, batches cut into groups of lanes."""
 
+import contextlib
 import ctypes
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -12,11 +15,12 @@ from vdbench.sparse.codegen import build_driver
 from vdbench.sparse.graph import Shape
 from vdbench.sparse.jit import compile_kernel, native_function, vector_lanes
 from vdbench.sparse.layout import Arena, Geometry, Place, geometries, maps
-from vdbench.sparse.lowering import Step, batch_copy_step, candidates, single_copy_step
+from vdbench.sparse.lowering import NOTHING, Step, batch_copy_step, candidates, single_copy_step
 from vdbench.sparse.stencil import Stencil
 
 FARTHEST = 2**31 - 1  # bytes that a place in the arena can be counted in
 ARENA = 0  # the first base address; those of the inputs and outputs follow
+ROW_TERMS = 4  # what a row of sums costs besides its terms, in terms
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class _Call:
-    """A step, the bases its source and destination start from, and how either moves when it is repeated."""
+    """A step for every thread, the bases its source and destination start from, and how either moves when it is
+    repeated."""
 
-    step: Step
+    steps: Sequence[Step]
     source: int = ARENA
     source_move: int = 0
     destination: int = ARENA
@@ -85,23 +90,29 @@ class Program:
         choices: the candidate of every stencil, by its output's name.
         vectors: 0 for single examples, else vectors of examples that are computed together from stencil `split` on;
             the stencils before it see one vector of examples at a time, which keeps large maps in the cache.
+        members: threads that compute every stencil together, each some of its output channels.
 
     Attributes:
         examples: how many a group has; inputs and outputs are those of whole groups.
     """
 
-    def __init__(self, segment: Segment, choices: Mapping[str, str], *, vectors: int = 0, split: int = 0) -> None:
-        self.segment, self.choices = segment, choices
+    def __init__(
+        self, segment: Segment, choices: Mapping[str, str], *, vectors: int = 0, split: int = 0, members: int = 1
+    ) -> None:
+        self.segment, self.choices, self.members = segment, choices, members
         self.examples = vectors * vector_lanes() if vectors else 1
         self.group_bytes = [self.examples * _bytes(segment, name) for name in (*segment.inputs, *segment.outputs)]
-        arena = Arena()
+        arena = Arena(members)
         stages = self._batch(arena, vectors, split) if vectors else self._single(arena)
         self.arena_bytes = arena.size
         if self.arena_bytes > FARTHEST:
             raise ValueError(f"the values of this network take {arena.size:,} bytes; kernels reach {FARTHEST:,}")
         self._kept: list[np.ndarray] = []  # native code knows their addresses
-        linked = [(self._linked(calls), len(calls), repeats) for repeats, calls in stages if calls]
-        self.stages = self._keep(np.array(linked, np.int64).reshape(-1, 3))
+        stages = [stage for stage in stages if stage[1]]
+        self.stages = [
+            self._keep(np.array([(self._linked(calls, member), len(calls), n) for n, calls in stages], np.int64))
+            for member in range(members)
+        ]
 
     def _places(self, arena: Arena, geometry: Mapping[str, Mapping[tuple[int, int], Geometry]]) -> dict[str, Place]:
         """A place for every value, given back once nothing reads it any more."""
@@ -125,13 +136,21 @@ class Program:
             arena.give_back(places[name] for name in done)
         return {name: Place(p.geometry, segment.shapes[name][0], p.start) for name, p in places.items()}
 
-    def _lower(self, places: Mapping[str, Place], stencils: Sequence[Stencil]) -> list[Step]:
-        steps = []
-        for stencil in stencils:
-            ways = {way.label: way for way in candidates(stencil, places[stencil.inputs[0]].geometry.examples)}
-            way = ways.get(self.choices.get(stencil.name, ""), next(iter(ways.values())))
-            steps.append(way.lower(stencil, places, places[stencil.name]))
-        return steps
+    def _lower(self, places: Mapping[str, Place], stencils: Sequence[Stencil]) -> list[list[Step]]:
+        return [
+            [
+                self._step(stencil.part(first, stop), places, places[stencil.name].part(first, stop, member))
+                for member, (first, stop) in enumerate(_shares(stencil, places[stencil.name], self.members))
+            ]
+            for stencil in stencils
+        ]
+
+    def _step(self, stencil: Stencil, places: Mapping[str, Place], out: Place) -> Step:
+        if not out.channels:
+            return NOTHING
+        ways = {way.label: way for way in candidates(stencil, places[stencil.inputs[0]].geometry.examples)}
+        way = ways.get(self.choices.get(stencil.name, ""), next(iter(ways.values())))
+        return way.lower(stencil, places, out)
 
     def _single(self, arena: Arena) -> list[_Stage]:
         segment = self.segment
@@ -139,12 +158,12 @@ class Program:
         places = self._places(arena, dict.fromkeys(segment.shapes, geometry))
         outputs = 1 + len(segment.inputs)
         return [
-            (1, [_Call(single_copy_step(places[n], back=False), 1 + k) for k, n in enumerate(segment.inputs)]),
-            (1, [_Call(step) for step in self._lower(places, segment.stencils)]),
+            (1, [_Call([single_copy_step(places[n], back=False)], 1 + k) for k, n in enumerate(segment.inputs)]),
+            (1, [_Call(steps) for steps in self._lower(places, segment.stencils)]),
             (
                 1,
                 [
-                    _Call(single_copy_step(places[n], back=True), destination=outputs + k)
+                    _Call([single_copy_step(places[n], back=True)], destination=outputs + k)
                     for k, n in enumerate(segment.outputs)
                 ],
             ),
@@ -161,24 +180,24 @@ class Program:
         move = {name: vector if name in late else 0 for name in segment.shapes}
         pack = [
             _Call(
-                batch_copy_step(places[name], segment.used(name), back=False),
+                [batch_copy_step(places[name], segment.used(name), back=False)],
                 *(1 + k, lanes * _bytes(segment, name), ARENA, move[name]),
             )
             for k, name in enumerate(segment.inputs)
         ]
         unpack = [
             _Call(
-                batch_copy_step(places[name], np.ones(_bytes(segment, name) // FLOAT_BYTES, bool), back=True),
+                [batch_copy_step(places[name], np.ones(_bytes(segment, name) // FLOAT_BYTES, bool), back=True)],
                 *(ARENA, move[name], outputs + k, lanes * _bytes(segment, name)),
             )
             for k, name in enumerate(segment.outputs)
         ]
         before, after = segment.stencils[:split], segment.stencils[split:]
         early = [
-            _Call(step, destination_move=move[stencil.name])
-            for stencil, step in zip(before, self._lower(places, before), strict=True)
+            _Call(steps, destination_move=move[stencil.name])
+            for stencil, steps in zip(before, self._lower(places, before), strict=True)
         ]
-        together = [_Call(step) for step in self._lower(places, after)]
+        together = [_Call(steps) for steps in self._lower(places, after)]
         if not together:
             return [(vectors, [*pack, *early, *unpack])]
         return [(vectors, [*pack, *early]), (1, together), (vectors, unpack)]
@@ -187,13 +206,14 @@ class Program:
         self._kept.append(np.ascontiguousarray(array))
         return self._kept[-1]
 
-    def _linked(self, calls: Sequence[_Call]) -> int:
-        """The address of the driver's list of these steps."""
+    def _linked(self, calls: Sequence[_Call], member: int) -> int:
+        """The address of the driver's list of a thread's steps. The first one copies, alone."""
         rows = []
         for call in calls:
-            tables = [self._keep(t).ctypes.data if isinstance(t, np.ndarray) else t for t in call.step.tables]
+            step = call.steps[member] if member < len(call.steps) else NOTHING
+            tables = [self._keep(t).ctypes.data if isinstance(t, np.ndarray) else t for t in step.tables]
             address = self._keep(np.array(tables, np.int64)).ctypes.data
-            code = compile_kernel(call.step.kernel)
+            code = compile_kernel(step.kernel)
             rows.append([code, address, call.source, call.source_move, call.destination, call.destination_move])
         return self._keep(np.array(rows, np.int64)).ctypes.data
 
@@ -203,27 +223,55 @@ def _bytes(segment: Segment, value: str) -> int:
     return FLOAT_BYTES * int(np.prod(segment.shapes[value]))
 
 
+def _shares(stencil: Stencil, out: Place, members: int) -> list[tuple[int, int]]:
+    """(first, stop) of the output channels that each thread computes: as much work for one as for another."""
+    channels = stencil.shape[0]
+    if stencil.maximum and out.geometry.examples == 1 and not out.geometry.slack:
+        return [(0, channels)]  # one vector covers several channels, which have to be stored in their order
+    work = np.cumsum(np.bincount(stencil.entries.row, minlength=channels) + ROW_TERMS)
+    cuts = np.searchsorted(work, work[-1] * np.arange(1, members) / members)
+    return list(itertools.pairwise([0, *(int(cut) for cut in cuts), channels]))
+
+
+@cache
+def _giving_way() -> int:
+    """The address of a function that lets other threads of this machine go first; 0 where none is known."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
+    return 0
+
+
 class Bound:
-    """A program with memory of its own to compute in. Not for two threads at a time."""
+    """A program with memory of its own to compute in, which it does once at a time.
+
+    Attributes:
+        members: what every thread of the program has to call, all at the same time: each waits for the others.
+    """
 
     def __init__(self, program: Program) -> None:
         self.program = program
         raw = np.zeros(program.arena_bytes + 128, np.uint8)
         self._arena = raw[-raw.ctypes.data % 64 :]
         self._bases = np.array([[self._arena.ctypes.data, *program.group_bytes], [0, *program.group_bytes]], np.int64)
-        self._counts = np.array([len(program.stages), 0, self._bases.shape[1]], np.int64)
-        given = (program.stages, self._bases, self._counts)
-        self.again: Callable[[], None] = functools.partial(
-            native_function(build_driver), *(ctypes.c_void_p(array.ctypes.data) for array in given)
+        self._counts = np.array(
+            [len(program.stages[0]), 0, self._bases.shape[1], program.members, _giving_way(), 0], np.int64
         )
+        self.members: list[Callable[[], None]] = [
+            functools.partial(
+                native_function(build_driver),
+                *(ctypes.c_void_p(array.ctypes.data) for array in (stages, self._bases, self._counts)),
+            )
+            for stages in program.stages
+        ]
+        self.again = self.members[0]
 
     def __call__(self, addresses: Sequence[int], groups: int) -> None:
-        """Run on so many groups of `program.examples` examples, whose inputs and outputs lie one behind the other at
-        these addresses; `again` runs on the same ones once more."""
+        """Run, on one thread, on so many groups of `program.examples` examples, whose inputs and outputs lie one behind
+        the other at these addresses; `again` runs on the same ones once more."""
         self.point_to(addresses, groups)
         self.again()
 
     def point_to(self, addresses: Sequence[int], groups: int) -> None:
-        """What `again` will run on."""
+        """What `again`, or all `members`, will run on."""
         self._bases[0, 1:] = addresses
-        self._counts[1] = groups
+        self._counts[1], self._counts[-1] = groups, 0

@@ -1,7 +1,6 @@
 """Running a plan: stretches of PyTorch and of native code, blocks of examples shared out among threads."""
 
 import functools
-import itertools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ import numpy as np
 
 from vdbench.sparse.graph import Shape
 from vdbench.sparse.jit import vector_lanes
-from vdbench.sparse.plan import BATCH_VECTORS, Item, Network, Plan, choose, operations, stretches
+from vdbench.sparse.plan import BATCH_VECTORS, Item, Network, Plan, choose, fastest, operations, stretches
 from vdbench.sparse.program import Bound, Program, Segment
 from vdbench.sparse.torch_run import TorchRun
 
@@ -30,20 +29,22 @@ class NativeRun:
         self.example_s = sum(item.best(native=True) for item in items) / plan.examples
         self._shapes = [segment.shapes[name] for name in (*segment.inputs, *segment.outputs)]
         self._block_bytes = [4 * self.block * int(np.prod(shape)) for shape in self._shapes]
-        self._programs: dict[int, Program] = {}
+        self._programs: dict[tuple[int, int], Program] = {}
+        self._paying: dict[int, bool] = {}
         self._local = threading.local()
         self._lock = threading.Lock()
 
-    def _bound(self, vectors: int) -> Bound:
+    def _bound(self, vectors: int, members: int = 1) -> Bound:
         """This thread's program for so many vectors of examples, compiled on first use."""
-        mine: dict[int, Bound] = self._local.__dict__.setdefault("bounds", {})
-        if vectors not in mine:
+        mine: dict[tuple[int, int], Bound] = self._local.__dict__.setdefault("bounds", {})
+        key = vectors, members
+        if key not in mine:
             with self._lock:
-                if vectors not in self._programs:
-                    program = Program(self.segment, self.choices, vectors=vectors, split=self.split)
-                    self._programs[vectors] = program
-            mine[vectors] = Bound(self._programs[vectors])
-        return mine[vectors]
+                if key not in self._programs:
+                    program = Program(self.segment, self.choices, vectors=vectors, split=self.split, members=members)
+                    self._programs[key] = program
+            mine[key] = Bound(self._programs[key])
+        return mine[key]
 
     def _groups(self, blocks: int) -> list[tuple[int, int]]:
         """(vectors of examples in a group, groups) that make up so many blocks."""
@@ -65,6 +66,27 @@ class NativeRun:
             moves = bound.program.group_bytes
             addresses = [address + groups * move for address, move in zip(addresses, moves, strict=True)]
 
+    def compute_together(self, addresses: Sequence[int], blocks: int, pool: "Pool") -> None:
+        """`compute`, all threads that are worth waking working on the same block, each on some of the channels."""
+        threads = pool.worth(blocks * self.block * self.example_s)
+        if blocks and threads > 1 and self._pays(addresses, threads, pool):
+            self._run_together(addresses, blocks, threads, pool)
+        else:
+            self.compute(addresses, blocks)
+
+    def _run_together(self, addresses: Sequence[int], blocks: int, threads: int, pool: "Pool") -> None:
+        bound = self._bound(0 if self.single else 1, threads)
+        bound.point_to(addresses, blocks)
+        pool.run_together(bound.members)
+
+    def _pays(self, addresses: Sequence[int], threads: int, pool: "Pool") -> bool:
+        """Whether so many threads are faster at a block than one, which wider nets gain more from; timed the first time
+        it matters."""
+        if threads not in self._paying:
+            alone = fastest(lambda: self.compute(addresses, 1))
+            self._paying[threads] = fastest(lambda: self._run_together(addresses, 1, threads, pool)) < alone
+        return self._paying[threads]
+
     def __call__(self, arrays: Sequence[np.ndarray], pool: "Pool") -> list[np.ndarray]:
         """Inputs (N, ...) float32; outputs alike, contiguous."""
         arrays, count = [np.ascontiguousarray(array) for array in arrays], len(arrays[0])
@@ -72,24 +94,24 @@ class NativeRun:
         everything = [*arrays, *outputs]
         addresses = [a.ctypes.data for a in everything]
         blocks, rest = divmod(count, self.block)
-        shares = pool.shares(blocks, self.example_s * self.block)
-        if len(shares) == 1:
-            self.compute(addresses, blocks)
-        else:
-            firsts = itertools.accumulate(shares[:-1], initial=0)
-            pool.run([self._share(addresses, first, share) for first, share in zip(firsts, shares, strict=True)])
+        threads = pool.worth(blocks * self.block * self.example_s)
+        share = blocks // threads
+        if threads > 1 and share:
+            starts = [self._from(k * share, addresses) for k in range(threads)]
+            pool.run([functools.partial(self.compute, start, share) for start in starts])
+        done = share * threads if threads > 1 else 0
+        self.compute_together(self._from(done, addresses), blocks - done, pool)
         if rest:  # a block that is not full: computed on a copy that is
             padded = [np.zeros((self.block, *a.shape[1:]), np.float32) for a in everything]
             for copy, array in zip(padded, arrays, strict=False):
                 copy[:rest] = array[count - rest :]
-            self.compute([a.ctypes.data for a in padded], 1)
+            self.compute_together([a.ctypes.data for a in padded], 1, pool)
             for copy, array in zip(padded[len(arrays) :], outputs, strict=True):
                 array[count - rest :] = copy[:rest]
         return outputs
 
-    def _share(self, addresses: Sequence[int], first: int, blocks: int) -> Callable[[], None]:
-        start = [a + first * bytes for a, bytes in zip(addresses, self._block_bytes, strict=True)]
-        return functools.partial(self.compute, start, blocks)
+    def _from(self, block: int, addresses: Sequence[int]) -> list[int]:
+        return [a + block * bytes for a, bytes in zip(addresses, self._block_bytes, strict=True)]
 
 
 class OneExample:
@@ -97,6 +119,7 @@ class OneExample:
     microseconds, and finding out where an array lies takes as long. So small ones go through buffers."""
 
     def __init__(self, run: NativeRun, shape: Shape) -> None:
+        self.example_s = run.example_s
         (given,), (made,) = run.segment.inputs, run.segment.outputs
         self._given, self._made = (np.zeros(run.segment.shapes[name], np.float32) for name in (given, made))
         self._result = self._made.reshape(shape)
@@ -126,11 +149,16 @@ class Pool:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._executor: ThreadPoolExecutor | None = None
+        self._together = threading.Lock()
 
-    def shares(self, blocks: int, block_s: float) -> list[int]:
-        """How many of the blocks each thread takes: as equal as they get, and only threads that are worth waking."""
-        threads = max(1, min(self.threads, blocks, int(blocks * block_s / WORTH_A_THREAD_S)))
-        return [blocks // threads + (k < blocks % threads) for k in range(threads)]
+    def worth(self, seconds: float) -> int:
+        """Threads that so much work is worth waking."""
+        return max(1, min(self.threads, int(seconds / WORTH_A_THREAD_S)))
+
+    def run_together(self, jobs: Sequence[Callable[[], None]]) -> None:
+        """Jobs that wait for one another: two such runs at a time could each hold threads that the other needs."""
+        with self._together:
+            self.run(jobs)
 
     def run(self, jobs: Sequence[Callable[[], None]]) -> None:
         if self._executor is None:
@@ -145,7 +173,7 @@ class Runner:
     """A whole network under one plan, from arrays (N, ...) to arrays.
 
     Attributes:
-        one: the shortest way for single examples, where there is one.
+        one: a way for single examples with little around it, where there is one.
     """
 
     def __init__(self, network: Network, plan: Plan) -> None:
@@ -162,9 +190,13 @@ class Runner:
         if network.single and len(self.stretches) == 1 and isinstance(self.stretches[0], NativeRun):
             self.one = OneExample(self.stretches[0], network.graph.output.shape)
 
+    def shortest(self, count: int, pool: "Pool") -> OneExample | None:
+        """The shortest way for so many single examples, where there is one and other threads are not worth waking."""
+        return self.one if self.one and pool.worth(count * self.one.example_s) == 1 else None
+
     def __call__(self, batch: np.ndarray, pool: "Pool") -> np.ndarray:
-        if self.one and (len(batch) == 1 or pool.threads == 1):
-            return self.one(batch)
+        if one := self.shortest(len(batch), pool):
+            return one(batch)
         values: dict[str, np.ndarray] = {self.network.input: batch}
         for stretch in self.stretches:
             given = [values[name] for name in stretch.inputs]

@@ -81,6 +81,14 @@ class Stencil:
         right = (width - 1) * self.stride[1] + int(e.x.max()) - (size[1] - 1)
         return (max(0, -int(e.y.min())), max(0, below), max(0, -int(e.x.min())), max(0, right))
 
+    def part(self, first: int, stop: int) -> "Stencil":
+        """Some of the output channels alone."""
+        e = self.entries
+        here = (e.row >= first) & (e.row < stop)
+        row, *others = (column[here] for column in (e.row, e.source, e.channel, e.y, e.x, e.weight))
+        shape = (stop - first, *self.shape[1:])
+        return replace(self, shape=shape, entries=Entries(row - first, *others), bias=self.bias[first:stop])
+
     @property
     def multiply_adds(self) -> int:
         """For one example, over all output pixels that are computed."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from vdbench.sparse.code import FLOAT_BYTES
 from vdbench.sparse.jit import vector_lanes
-from vdbench.sparse.layout import PARTIAL, RESERVED, Geometry
+from vdbench.sparse.layout import PARTIAL_BYTES, Geometry
 from vdbench.sparse.stencil import Stencil
 
 BLOCK_BYTES = 20 << 10  # of inputs, which stay in the first-level cache
@@ -124,11 +124,11 @@ def blocks_pay(stencil: Stencil, examples: int, registers: int) -> bool:
 def visits(stencil: Stencil, block: np.ndarray, partial_bytes: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
     """Groups of rows whose partial sums fit into their place go through one block of inputs after the other.
 
-    Returns the entries' new order; of every visit its last entry, the place of its partial sums, and whether it is
-    its row's first (1) and last (2); and its row.
+    Returns the entries' new order; of every visit its last entry, the place of its partial sums among those, and
+    whether it is its row's first (1) and last (2); and its row.
     """
     row, channels, blocks = stencil.entries.row, stencil.shape[0], int(block.max(initial=0)) + 1
-    together = max(1, (RESERVED - PARTIAL) // partial_bytes)
+    together = max(1, PARTIAL_BYTES // partial_bytes)
     keys = (row // together * blocks + block) * channels + row
     empty = np.setdiff1d(np.arange(channels), row)
     visits = np.unique(np.concatenate([keys, empty // together * blocks * channels + empty]))
@@ -137,5 +137,5 @@ def visits(stencil: Stencil, block: np.ndarray, partial_bytes: int) -> tuple[np.
     first, last = np.zeros(len(visits), int), np.zeros(len(visits), int)
     first[np.unique(visited, return_index=True)[1]] = 1
     last[len(visits) - 1 - np.unique(visited[::-1], return_index=True)[1]] = 2
-    partial = PARTIAL + visited % together * partial_bytes
+    partial = visited % together * partial_bytes
     return np.argsort(keys, kind="stable"), [np.cumsum(counts), partial, first + last], visited
