@@ -4,6 +4,8 @@ import copy
 import json
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from vdbench.conversion import to_variational_dropout
 from vdbench.netfile import NetFileError
 from vdbench.sparse import CompiledNet, compile_sparse, engine, jit, machine, storage, to_cpu_sparse
 from vdbench.sparse.plan import PYTORCH, Item, Network, Plan, choose, fastest, place, stretches
+from vdbench.sparse.program import _shares
 from vdbench.sparse.running import Pool, Runner
 from vdbench.sparse.summary import describe
 from vdbench.sparse.tracing import Untraceable, trace
@@ -85,27 +88,73 @@ def test_results_are_the_callers_own(compiled):
     assert torch.equal(first, kept)
 
 
-def test_threads_change_nothing(monkeypatch):
+@pytest.mark.parametrize("gain", [0.0, 100.0])
+def test_threads_change_nothing(monkeypatch, gain):
+    """Whether blocks that are left over have a thread each or all together."""
     monkeypatch.setattr("vdbench.sparse.running.WORTH_A_THREAD_S", 1e-9)
+    monkeypatch.setattr("vdbench.sparse.running.NativeRun._gain", lambda *_: gain)
     model, batch = network(), torch.randn(150, 2, 10, 10)
     one, three = (compile_sparse(model, EXAMPLE, threads=n) for n in (1, 3))
-    for count in (150, 16, 5, 1):
+    for count in (150, 83, 48, 16, 5, 1):
         assert_same(three(batch[:count]), model(batch[:count]).detach())
         assert_same(three(batch[:count]), one(batch[:count]))
 
 
-def test_two_callers_at_a_time_do_not_wait_for_each_other_for_ever():
-    pool, waiting = Pool(3), threading.Barrier(3)
+def test_two_callers_at_a_time(monkeypatch):
+    monkeypatch.setattr("vdbench.sparse.running.WORTH_A_THREAD_S", 1e-9)
+    monkeypatch.setattr("vdbench.sparse.running.NativeRun._gain", lambda *_: 100.0)
+    net, batches = compile_sparse(network(), EXAMPLE, threads=3), torch.randn(4, 16, 2, 10, 10)
+    expected, wrong = [net(batch) for batch in batches], []
 
-    def meet() -> None:
-        waiting.wait(timeout=30)
+    def call(batch: torch.Tensor, out: torch.Tensor) -> None:
+        wrong.extend(k for k in range(50) if (net(batch) - out).abs().max() > 1e-5)
 
-    callers = [threading.Thread(target=pool.run_together, args=([meet] * 3,)) for _ in range(4)]
+    callers = [threading.Thread(target=call, args=pair) for pair in zip(batches, expected, strict=True)]
     for caller in callers:
         caller.start()
     for caller in callers:
-        caller.join(timeout=60)
-    assert not any(caller.is_alive() for caller in callers) and not waiting.broken
+        caller.join(timeout=120)
+    assert not any(caller.is_alive() for caller in callers) and not wrong
+
+
+def test_how_much_together_gains_is_timed_once(monkeypatch):
+    monkeypatch.setattr("vdbench.sparse.running.WORTH_A_THREAD_S", 1e-9)
+    net, batch = compile_sparse(network(), EXAMPLE, threads=2), torch.randn(16, 2, 10, 10)
+    first = net(batch)
+    (run,) = net._batch.stretches
+    ((threads, gain),) = run._gains.items()
+    assert threads == 2 and gain > 0
+    assert_same(net(batch), first)
+    assert run._gains == {2: gain}
+
+
+def test_threads_that_wait_are_released_when_one_cannot_start(monkeypatch):
+    monkeypatch.setattr("vdbench.sparse.running.WORTH_A_THREAD_S", 1e-9)
+    monkeypatch.setattr("vdbench.sparse.running.NativeRun._gain", lambda *_: 100.0)
+    net, batch = compile_sparse(network(), EXAMPLE, threads=3), torch.randn(16, 2, 10, 10)
+    expected, executor, left = net(batch), net._pool._executor, [1]
+
+    def submit(job):
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        return ThreadPoolExecutor.submit(executor, job)
+
+    monkeypatch.setattr(executor, "submit", submit)
+    with pytest.raises(RuntimeError, match="start"):
+        net(batch)
+    monkeypatch.undo()
+    assert_same(net(batch), expected)
+
+
+@pytest.mark.parametrize("channels, threads", [(2, 2), (4, 4), (10, 2), (16, 16), (3, 5)])
+def test_channels_are_shared_out_evenly(channels, threads):
+    graph = trace(nn.Linear(7, channels).eval(), torch.zeros(1, 7))
+    (stencil,) = Network(graph, single=True).items
+    shares = _shares(stencil, Mock(), threads)
+    assert [first for first, _ in shares] == [0, *(stop for _, stop in shares[:-1])] and shares[-1][1] == channels
+    sizes = [stop - first for first, stop in shares]
+    assert max(sizes) - min(sizes) <= 1
 
 
 def test_small_work_stays_on_one_thread():

@@ -30,8 +30,7 @@ from vdbench.sparse.running import Pool
 from vdbench.sparse.stencil import Stencil
 
 LANES = vector_lanes()
-MEMBERS = 3
-POOL = Pool(MEMBERS)
+POOL = Pool(3)
 
 
 class Builder:
@@ -106,11 +105,11 @@ def every_way(graph: Graph, vectors: int, label: str, split: int = 0) -> tuple[n
     bound = Bound(program)
     for _ in range(2):  # again, so that nothing depends on memory being fresh
         bound((batch.ctypes.data, out.ctypes.data), 2)
-    shared = Bound(Program(segment, program.choices, vectors=vectors, split=split, members=MEMBERS))
+    shared = Bound(Program(segment, program.choices, vectors=vectors, split=split, threads=POOL.threads))
     by_three = np.full_like(out, np.nan)
     for _ in range(2):
         shared.point_to((batch.ctypes.data, by_three.ctypes.data), 2)
-        POOL.run_together(shared.members)
+        assert POOL.run_together(shared)
     assert_close(by_three, out)
     return out, graph(torch.from_numpy(batch)).numpy()
 

@@ -281,14 +281,15 @@ def test_resumed_run_ends_with_the_same_weights(method, tmp_path, monkeypatch, o
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_dropout_is_off_in_variational_methods_and_as_the_recipe_says_in_others():
+def test_dropout_is_as_the_recipe_says_and_off_in_variational_methods_where_it_says_nothing():
     def rates(method, **recipe):
         net = training.build_model(spec(method, **recipe), 4, None)
         return net.dropout.p, net.rnn.dropout
 
     assert rates("dense") == (0.25, 0.25)
     assert rates("dense", dropout=0.4) == (0.4, 0.4)
-    assert rates("vd_warmup", dropout=0.4) == (0.0, 0.0)
+    assert rates("vd_warmup") == (0.0, 0.0)
+    assert rates("vd_warmup", dropout=0.4) == (0.4, 0.4)
 
 
 def test_what_does_not_fit_together_is_refused(tmp_path):

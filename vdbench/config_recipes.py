@@ -23,7 +23,10 @@ class DenseRecipe(Strict):
     constant_epochs: int = Field(0, ge=0, description="epochs before the learning rate falls linearly to zero")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty, never on log_sigma2")
     dropout: float | None = Field(
-        None, ge=0, lt=1, description="rate of the net's dropout layers, else its own, or 0 in variational dropout"
+        None,
+        ge=0,
+        lt=1,
+        description="rate of the net's dropout layers; without it that of the net, and in variational dropout 0",
     )
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient, else any")
     matmul_precision: Literal["highest", "high", "medium"] | None = Field(

@@ -6,6 +6,7 @@ would be the noise of another model: one sample of the weights serves all timest
 A sampled weight is an ordinary weight, so torch's fused implementations, cuDNN's and oneDNN's, are used as they are.
 """
 
+import contextlib
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +23,14 @@ from vdbench.variational import (
     SingleWeight,
     VariationalDropout,
 )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without cuDNN's warning that it puts the weights together at every call: samples are new at every call."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "RNN module weights are not part of single")
+        yield
 
 
 class _Recurrent(VariationalDropout, nn.RNNBase):
@@ -49,8 +58,7 @@ class _Recurrent(VariationalDropout, nn.RNNBase):
         own = self._flat_weights
         self._flat_weights = [weights.get(name, getattr(self, name)) for name in self._flat_weights_names]
         try:
-            with warnings.catch_warnings():  # samples are new at every call, so cuDNN has to put them together again
-                warnings.filterwarnings("ignore", "RNN module weights are not part of single")
+            with _quiet() if next(iter(weights.values())).is_cuda else contextlib.nullcontext():
                 return super().forward(input, hx)
         finally:
             self._flat_weights = own

@@ -53,7 +53,7 @@ def load_optimizer_state(optimizer: torch.optim.Adam, state: dict[str, Any]) -> 
 class Step:
     """Forward pass, loss, gradients and Adam.
 
-    On a GPU a step is captured in a CUDA graph when it is taken for the fourth time, and replayed from then on where
+    On a GPU a step is captured in a CUDA graph, the fourth as a rule, and replayed from then on where
     what it is given has the same shapes: it is some hundreds of kernels, and launching them one by one takes longer
     than they do. On images its products are bfloat16 under autocast, where the recipe asks for nothing else. It never
     waits for the device.
@@ -83,7 +83,7 @@ class Step:
         device = next(model.parameters()).device
         self.on_gpu = device.type == "cuda"
         self.totals, self.kl_scale = torch.zeros(2, device=device), torch.zeros((), device=device)
-        self._taken, self._graph = 0, None
+        self._taken, self._shapes, self._graph = 0, [], None  # steps so far, what the last one was given
         self._given: list[Tensor] = []  # what the graph reads
 
     def __call__(self, inputs: tuple[Any, ...], targets: Tensor) -> None:
@@ -129,8 +129,9 @@ class Step:
             self.optimizer.step()
 
     def _until_captured(self, inputs: tuple[Any, ...], targets: Tensor) -> None:
-        if self._taken < _WARM_UP:  # in a stream of its own, as what is captured will be
-            self._taken += 1
+        shapes = [t.shape for t in _tensors((inputs, targets))]
+        if self._taken < _WARM_UP or shapes != self._shapes:  # in a stream of its own, as what is captured will be
+            self._taken, self._shapes = self._taken + 1, shapes
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -138,11 +139,11 @@ class Step:
             torch.cuda.current_stream().wait_stream(stream)
             return
         inputs, targets = _copied((inputs, targets))
-        self._given = _tensors((inputs, targets))
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             self.take(inputs, targets)
-        self._graph.replay()
+        self._graph, self._given = graph, _tensors((inputs, targets))
+        graph.replay()
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -27,7 +27,6 @@ from vdbench.sparse.code import (
     I64,
     IDENTITY,
     POINTER,
-    SIGNATURE,
     Activation,
     Code,
     Value,
@@ -85,8 +84,6 @@ class Copy:
 
 
 Kernel = Tile | Slices | Transpose | Copy
-I64_BYTES = 8
-PATIENCE = 10_000  # looks at what other threads have done, some microseconds, before they are let go first
 
 
 def _tables(code: Code, tables: Value, count: int) -> list[Value]:
@@ -94,7 +91,7 @@ def _tables(code: Code, tables: Value, count: int) -> list[Value]:
     return [code.element(tables, k, I64) for k in range(count)]
 
 
-def _pointer(code: Code, address: Value) -> Value:
+def pointer_to(code: Code, address: Value) -> Value:
     return code.b.inttoptr(address, POINTER)
 
 
@@ -105,7 +102,7 @@ def build_tile(code: Code, source: Value, destination: Value, tables: Value, til
     b, lanes = code.b, tile.lanes
     vector = ir.VectorType(FLOAT, lanes)
     count, rows, *addresses = _tables(code, tables, 7)
-    places, row_table, entries, biases, masks = (_pointer(code, address) for address in addresses)
+    places, row_table, entries, biases, masks = (pointer_to(code, address) for address in addresses)
     width, width_bytes, zero = len(tile.loads), lanes * FLOAT_BYTES, vector([0.0] * lanes)
 
     def operand(base: Value, offset: int) -> Value:
@@ -196,7 +193,7 @@ def build_slices(code: Code, source: Value, destination: Value, tables: Value, k
     vector, positions = ir.VectorType(FLOAT, lanes), ir.VectorType(I32, lanes)
     pointers, bits = ir.VectorType(POINTER, lanes), ir.VectorType(I1, lanes)
     count, *addresses = _tables(code, tables, 6)
-    ends, weights, places, biases, outputs = (_pointer(code, address) for address in addresses)
+    ends, weights, places, biases, outputs = (pointer_to(code, address) for address in addresses)
     every, kinds = bits([1] * lanes), f"v{lanes}f32.v{lanes}p0"
 
     def addresses_of(base: Value, table: Value, index: Value) -> Value:
@@ -235,7 +232,7 @@ def build_transpose(code: Code, source: Value, destination: Value, tables: Value
     b, lanes = code.b, kernel.lanes
     vector, row = ir.VectorType(FLOAT, lanes), kernel.features * FLOAT_BYTES
     squares, singles, *addresses = _tables(code, tables, 5)
-    firsts, leftover, places = (_pointer(code, address) for address in addresses)
+    firsts, leftover, places = (pointer_to(code, address) for address in addresses)
     examples, vectors = (destination, source) if kernel.back else (source, destination)
     with code.loop(squares) as s:
         first = code.element(firsts, s, I64)
@@ -260,7 +257,7 @@ def build_copy(code: Code, source: Value, destination: Value, tables: Value, ker
     """Tables: rows, then the address of their places (source, destination: i64)."""
     b = code.b
     count, places = _tables(code, tables, 2)
-    places = _pointer(code, places)
+    places = pointer_to(code, places)
     with code.loop(count) as r:
         src = code.at(source, code.element(places, b.mul(r, I64(2)), I64))
         dst = code.at(destination, code.element(places, b.add(b.mul(r, I64(2)), I64(1)), I64))
@@ -273,56 +270,3 @@ BUILDERS: dict[type, Callable[..., None]] = {
     Transpose: build_transpose,
     Copy: build_copy,
 }
-
-
-def _wait(code: Code, place: Value, least: Value, give_way: Value) -> None:
-    """Until the number there is at least that; after a while, other threads of the machine go first."""
-    b, tries = code.b, code.variable(I64, I64(0))
-    look, again, stand_back, done = (code.function.append_basic_block() for _ in range(4))
-    b.branch(look)
-    b.position_at_end(look)
-    b.cbranch(b.icmp_signed("<", b.load_atomic(place, "acquire", I64_BYTES, typ=I64), least), again, done)
-    b.position_at_end(again)
-    tries.set(b.add(tries.get(), I64(1)))
-    patient = b.and_(b.icmp_signed(">", tries.get(), I64(PATIENCE)), b.icmp_signed("!=", give_way, I64(0)))
-    b.cbranch(patient, stand_back, look)
-    b.position_at_end(stand_back)
-    b.call(b.inttoptr(give_way, ir.FunctionType(I32, []).as_pointer()), [])
-    b.branch(look)
-    b.position_at_end(done)
-
-
-def build_driver(code: Code, stages: Value, bases: Value, counts: Value) -> None:
-    """Runs a program for one group of examples after the other.
-
-    stages: for each the address of its steps, how many they are and how often they are repeated (i64 all). A step: the
-    addresses of its code and tables, then which base its source and its destination start from and by how many bytes
-    either moves with every repetition (i64 all). bases: addresses, then by how many bytes each moves with every group
-    (i64). counts: stages, groups, bases, threads that run steps of their own of the same program, the address of a
-    function that gives way to other threads (or 0), and how often any of them has finished a step, 0 at the start: none
-    begins a step before all have finished the one before.
-    """
-    b = code.b
-    stage_count, groups, base_count, members, give_way = (code.element(counts, k, I64) for k in range(5))
-    finished, expected = code.at(counts, 5 * I64_BYTES), code.variable(I64, I64(0))
-
-    def base(index: Value, group: Value) -> Value:
-        move = b.mul(group, code.element(bases, b.add(base_count, index), I64))
-        return code.at(code.element(bases, index, POINTER), move)
-
-    with code.loop(groups) as g, code.loop(stage_count) as s:
-        first = b.mul(s, I64(3))
-        steps, count, repeats = (code.element(stages, b.add(first, I64(k)), I64) for k in range(3))
-        steps = _pointer(code, steps)
-        with code.loop(repeats) as n, code.loop(count) as k:
-            place = b.mul(k, I64(6))
-            function, tables, src, src_move, dst, dst_move = (
-                code.element(steps, b.add(place, I64(k)), I64) for k in range(6)
-            )
-            source = code.at(base(src, g), b.mul(n, src_move))
-            destination = code.at(base(dst, g), b.mul(n, dst_move))
-            b.call(b.inttoptr(function, SIGNATURE.as_pointer()), [source, destination, _pointer(code, tables)])
-            with b.if_then(b.icmp_signed(">", members, I64(1))):
-                expected.set(b.add(expected.get(), members))
-                b.atomic_rmw("add", finished, I64(1), "acq_rel")
-                _wait(code, finished, expected.get(), give_way)

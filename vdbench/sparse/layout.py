@@ -81,9 +81,9 @@ class Place:
     def first(self) -> int:
         return self.start + self.geometry.first
 
-    def part(self, first: int, stop: int, member: int) -> "Place":
+    def part(self, first: int, stop: int, thread: int) -> "Place":
         """Some of the channels, for one of several threads to compute."""
-        start, partial = self.start + first * self.geometry.plane, PARTIAL + member * PARTIAL_BYTES
+        start, partial = self.start + first * self.geometry.plane, PARTIAL + thread * PARTIAL_BYTES
         return Place(self.geometry, stop - first, start, partial)
 
 
@@ -98,10 +98,10 @@ def geometries(halos: Mapping[tuple[int, int], Padding], examples: int, lanes: i
 
 class Arena:
     """Hands out memory for values; a place that was given back is only reused for planes of the same geometry, whose
-    halo is zero already. As many threads as `members` compute in it."""
+    halo is zero already. So many threads compute in it."""
 
-    def __init__(self, members: int = 1) -> None:
-        self.size = PARTIAL + members * PARTIAL_BYTES
+    def __init__(self, threads: int = 1) -> None:
+        self.size = PARTIAL + threads * PARTIAL_BYTES
         self._free: list[Place] = []
 
     def take(self, geometry: Geometry, channels: int) -> Place:

@@ -26,7 +26,7 @@ class Step:
     tables: list[int | np.ndarray] = field(repr=False)
 
 
-NOTHING = Step(Copy(1), [0, np.zeros((0, 2), np.int64)])
+NOTHING = Step(Copy(1), [0, np.zeros((0, 2), np.int64)])  # for a thread that has no part in a step
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,15 @@
 """A run of operations as one native call: places in an arena, kernels in order, batches cut into groups of lanes."""
 
-import contextlib
 import ctypes
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
 from vdbench.sparse.code import FLOAT_BYTES
-from vdbench.sparse.codegen import build_driver
+from vdbench.sparse.driver import RELEASED, build_driver, giving_way
 from vdbench.sparse.graph import Shape
 from vdbench.sparse.jit import compile_kernel, native_function, vector_lanes
 from vdbench.sparse.layout import Arena, Geometry, Place, geometries, maps
@@ -20,7 +18,7 @@ from vdbench.sparse.stencil import Stencil
 
 FARTHEST = 2**31 - 1  # bytes that a place in the arena can be counted in
 ARENA = 0  # the first base address; those of the inputs and outputs follow
-ROW_TERMS = 4  # what a row of sums costs besides its terms, in terms
+ROW_TERMS = 4  # about what a row of sums costs besides its terms, in terms
 
 
 @dataclass(frozen=True)
@@ -90,19 +88,20 @@ class Program:
         choices: the candidate of every stencil, by its output's name.
         vectors: 0 for single examples, else vectors of examples that are computed together from stencil `split` on;
             the stencils before it see one vector of examples at a time, which keeps large maps in the cache.
-        members: threads that compute every stencil together, each some of its output channels.
+        threads: how many compute every stencil together, each some of its output channels.
 
     Attributes:
         examples: how many a group has; inputs and outputs are those of whole groups.
+        stages: of every thread, the driver's table of what it has to do.
     """
 
     def __init__(
-        self, segment: Segment, choices: Mapping[str, str], *, vectors: int = 0, split: int = 0, members: int = 1
+        self, segment: Segment, choices: Mapping[str, str], *, vectors: int = 0, split: int = 0, threads: int = 1
     ) -> None:
-        self.segment, self.choices, self.members = segment, choices, members
+        self.segment, self.choices, self.threads = segment, choices, threads
         self.examples = vectors * vector_lanes() if vectors else 1
         self.group_bytes = [self.examples * _bytes(segment, name) for name in (*segment.inputs, *segment.outputs)]
-        arena = Arena(members)
+        arena = Arena(threads)
         stages = self._batch(arena, vectors, split) if vectors else self._single(arena)
         self.arena_bytes = arena.size
         if self.arena_bytes > FARTHEST:
@@ -110,8 +109,8 @@ class Program:
         self._kept: list[np.ndarray] = []  # native code knows their addresses
         stages = [stage for stage in stages if stage[1]]
         self.stages = [
-            self._keep(np.array([(self._linked(calls, member), len(calls), n) for n, calls in stages], np.int64))
-            for member in range(members)
+            self._keep(np.array([(self._linked(calls, thread), len(calls), n) for n, calls in stages], np.int64))
+            for thread in range(threads)
         ]
 
     def _places(self, arena: Arena, geometry: Mapping[str, Mapping[tuple[int, int], Geometry]]) -> dict[str, Place]:
@@ -139,8 +138,8 @@ class Program:
     def _lower(self, places: Mapping[str, Place], stencils: Sequence[Stencil]) -> list[list[Step]]:
         return [
             [
-                self._step(stencil.part(first, stop), places, places[stencil.name].part(first, stop, member))
-                for member, (first, stop) in enumerate(_shares(stencil, places[stencil.name], self.members))
+                self._step(stencil.part(first, stop), places, places[stencil.name].part(first, stop, thread))
+                for thread, (first, stop) in enumerate(_shares(stencil, places[stencil.name], self.threads))
             ]
             for stencil in stencils
         ]
@@ -206,11 +205,11 @@ class Program:
         self._kept.append(np.ascontiguousarray(array))
         return self._kept[-1]
 
-    def _linked(self, calls: Sequence[_Call], member: int) -> int:
+    def _linked(self, calls: Sequence[_Call], thread: int) -> int:
         """The address of the driver's list of a thread's steps. The first one copies, alone."""
         rows = []
         for call in calls:
-            step = call.steps[member] if member < len(call.steps) else NOTHING
+            step = call.steps[thread] if thread < len(call.steps) else NOTHING
             tables = [self._keep(t).ctypes.data if isinstance(t, np.ndarray) else t for t in step.tables]
             address = self._keep(np.array(tables, np.int64)).ctypes.data
             code = compile_kernel(step.kernel)
@@ -223,22 +222,15 @@ def _bytes(segment: Segment, value: str) -> int:
     return FLOAT_BYTES * int(np.prod(segment.shapes[value]))
 
 
-def _shares(stencil: Stencil, out: Place, members: int) -> list[tuple[int, int]]:
-    """(first, stop) of the output channels that each thread computes: as much work for one as for another."""
+def _shares(stencil: Stencil, out: Place, threads: int) -> list[tuple[int, int]]:
+    """(first, stop) of the output channels that each thread computes: about as much work for one as for another."""
     channels = stencil.shape[0]
     if stencil.maximum and out.geometry.examples == 1 and not out.geometry.slack:
         return [(0, channels)]  # one vector covers several channels, which have to be stored in their order
-    work = np.cumsum(np.bincount(stencil.entries.row, minlength=channels) + ROW_TERMS)
-    cuts = np.searchsorted(work, work[-1] * np.arange(1, members) / members)
-    return list(itertools.pairwise([0, *(int(cut) for cut in cuts), channels]))
-
-
-@cache
-def _giving_way() -> int:
-    """The address of a function that lets other threads of this machine go first; 0 where none is known."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
-    return 0
+    work = np.bincount(stencil.entries.row, minlength=channels) + ROW_TERMS
+    middles = np.cumsum(work) - work / 2
+    cuts = np.searchsorted(middles, work.sum() * np.arange(1, threads) / threads)
+    return list(itertools.pairwise([0, *map(int, cuts), channels]))
 
 
 class Bound:
@@ -254,7 +246,7 @@ class Bound:
         self._arena = raw[-raw.ctypes.data % 64 :]
         self._bases = np.array([[self._arena.ctypes.data, *program.group_bytes], [0, *program.group_bytes]], np.int64)
         self._counts = np.array(
-            [len(program.stages[0]), 0, self._bases.shape[1], program.members, _giving_way(), 0], np.int64
+            [len(program.stages[0]), 0, self._bases.shape[1], program.threads, giving_way(), 0], np.int64
         )
         self.members: list[Callable[[], None]] = [
             functools.partial(
@@ -268,6 +260,8 @@ class Bound:
     def __call__(self, addresses: Sequence[int], groups: int) -> None:
         """Run, on one thread, on so many groups of `program.examples` examples, whose inputs and outputs lie one behind
         the other at these addresses; `again` runs on the same ones once more."""
+        if self.program.threads > 1:
+            raise ValueError("a program of several threads: each of them has to call its member")
         self.point_to(addresses, groups)
         self.again()
 
@@ -275,3 +269,7 @@ class Bound:
         """What `again`, or all `members`, will run on."""
         self._bases[0, 1:] = addresses
         self._counts[1], self._counts[-1] = groups, 0
+
+    def release(self) -> None:
+        """Let members go that wait for one that will not come; what they compute is of no use."""
+        self._counts[-1] = RELEASED

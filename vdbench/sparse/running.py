@@ -1,9 +1,10 @@
 """Running a plan: stretches of PyTorch and of native code, blocks of examples shared out among threads."""
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -30,18 +31,18 @@ class NativeRun:
         self._shapes = [segment.shapes[name] for name in (*segment.inputs, *segment.outputs)]
         self._block_bytes = [4 * self.block * int(np.prod(shape)) for shape in self._shapes]
         self._programs: dict[tuple[int, int], Program] = {}
-        self._paying: dict[int, bool] = {}
+        self._gains: dict[int, float] = {}
         self._local = threading.local()
         self._lock = threading.Lock()
 
-    def _bound(self, vectors: int, members: int = 1) -> Bound:
+    def _bound(self, vectors: int, threads: int = 1) -> Bound:
         """This thread's program for so many vectors of examples, compiled on first use."""
         mine: dict[tuple[int, int], Bound] = self._local.__dict__.setdefault("bounds", {})
-        key = vectors, members
+        key = vectors, threads
         if key not in mine:
             with self._lock:
                 if key not in self._programs:
-                    program = Program(self.segment, self.choices, vectors=vectors, split=self.split, members=members)
+                    program = Program(self.segment, self.choices, vectors=vectors, split=self.split, threads=threads)
                     self._programs[key] = program
             mine[key] = Bound(self._programs[key])
         return mine[key]
@@ -66,26 +67,25 @@ class NativeRun:
             moves = bound.program.group_bytes
             addresses = [address + groups * move for address, move in zip(addresses, moves, strict=True)]
 
-    def compute_together(self, addresses: Sequence[int], blocks: int, pool: "Pool") -> None:
-        """`compute`, all threads that are worth waking working on the same block, each on some of the channels."""
-        threads = pool.worth(blocks * self.block * self.example_s)
-        if blocks and threads > 1 and self._pays(addresses, threads, pool):
-            self._run_together(addresses, blocks, threads, pool)
-        else:
-            self.compute(addresses, blocks)
+    def _compute_few(self, addresses: Sequence[int], blocks: int, pool: "Pool") -> None:
+        """`compute`, for fewer blocks than threads: each block on a thread of its own, or one after the other on all of
+        them together, each thread some of the channels, whichever is faster."""
+        worth_it = blocks and pool.worth(self.block * self.example_s) > 1
+        if not (worth_it and self._gain(addresses, pool) > blocks and self._run_together(addresses, blocks, pool)):
+            pool.run([functools.partial(self.compute, self._from(k, addresses), 1) for k in range(blocks)])
 
-    def _run_together(self, addresses: Sequence[int], blocks: int, threads: int, pool: "Pool") -> None:
-        bound = self._bound(0 if self.single else 1, threads)
+    def _run_together(self, addresses: Sequence[int], blocks: int, pool: "Pool") -> bool:
+        bound = self._bound(0 if self.single else 1, pool.threads)
         bound.point_to(addresses, blocks)
-        pool.run_together(bound.members)
+        return pool.run_together(bound)
 
-    def _pays(self, addresses: Sequence[int], threads: int, pool: "Pool") -> bool:
-        """Whether so many threads are faster at a block than one, which wider nets gain more from; timed the first time
-        it matters."""
-        if threads not in self._paying:
+    def _gain(self, addresses: Sequence[int], pool: "Pool") -> float:
+        """How many times as fast all threads together are at a block as one, which wider nets gain more from; timed the
+        first time it matters."""
+        if pool.threads not in self._gains:
             alone = fastest(lambda: self.compute(addresses, 1))
-            self._paying[threads] = fastest(lambda: self._run_together(addresses, 1, threads, pool)) < alone
-        return self._paying[threads]
+            self._gains[pool.threads] = alone / fastest(lambda: self._run_together(addresses, 1, pool))
+        return self._gains[pool.threads]
 
     def __call__(self, arrays: Sequence[np.ndarray], pool: "Pool") -> list[np.ndarray]:
         """Inputs (N, ...) float32; outputs alike, contiguous."""
@@ -95,17 +95,18 @@ class NativeRun:
         addresses = [a.ctypes.data for a in everything]
         blocks, rest = divmod(count, self.block)
         threads = pool.worth(blocks * self.block * self.example_s)
-        share = blocks // threads
-        if threads > 1 and share:
-            starts = [self._from(k * share, addresses) for k in range(threads)]
+        if threads == 1:
+            self.compute(addresses, blocks)
+        else:
+            share, left = divmod(blocks, threads)
+            starts = [self._from(k * share, addresses) for k in range(threads if share else 0)]
             pool.run([functools.partial(self.compute, start, share) for start in starts])
-        done = share * threads if threads > 1 else 0
-        self.compute_together(self._from(done, addresses), blocks - done, pool)
+            self._compute_few(self._from(blocks - left, addresses), left, pool)
         if rest:  # a block that is not full: computed on a copy that is
             padded = [np.zeros((self.block, *a.shape[1:]), np.float32) for a in everything]
             for copy, array in zip(padded, arrays, strict=False):
                 copy[:rest] = array[count - rest :]
-            self.compute_together([a.ctypes.data for a in padded], 1, pool)
+            self._compute_few([a.ctypes.data for a in padded], 1, pool)
             for copy, array in zip(padded[len(arrays) :], outputs, strict=True):
                 array[count - rest :] = copy[:rest]
         return outputs
@@ -149,24 +150,51 @@ class Pool:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._executor: ThreadPoolExecutor | None = None
+        self._process = 0
         self._together = threading.Lock()
 
     def worth(self, seconds: float) -> int:
         """Threads that so much work is worth waking."""
         return max(1, min(self.threads, int(seconds / WORTH_A_THREAD_S)))
 
-    def run_together(self, jobs: Sequence[Callable[[], None]]) -> None:
-        """Jobs that wait for one another: two such runs at a time could each hold threads that the other needs."""
-        with self._together:
-            self.run(jobs)
+    def run(self, jobs: Sequence[Callable[[], None]], give_up: Callable[[], None] = lambda: None) -> None:
+        """Run all jobs at the same time, as many as there are threads at most. When not all can be started, or the
+        caller is interrupted, `give_up` makes an end of those that were."""
+        if len(jobs) > 1 and (self._executor is None or self._process != os.getpid()):  # a fork has no threads
+            self._executor, self._process = self._started(), os.getpid()
+        waiting: list[Future[None]] = []
+        try:
+            waiting += [self._executor.submit(job) for job in jobs[1:]] if self._executor else []
+            for job in jobs[:1]:
+                job()
+        except BaseException:
+            give_up()
+            raise
+        finally:
+            for job in waiting:
+                job.result()
 
-    def run(self, jobs: Sequence[Callable[[], None]]) -> None:
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="vdbench")
-        waiting = [self._executor.submit(job) for job in jobs[1:]]
-        jobs[0]()
-        for job in waiting:
-            job.result()
+    def _started(self) -> ThreadPoolExecutor:
+        """All threads but the caller's, each of them there already: some jobs wait for one another."""
+        executor, met = (
+            ThreadPoolExecutor(self.threads - 1, thread_name_prefix="vdbench"),
+            threading.Barrier(self.threads),
+        )
+        for _ in range(self.threads - 1):
+            executor.submit(met.wait)
+        met.wait()
+        return executor
+
+    def run_together(self, bound: Bound) -> bool:
+        """Run a program of as many threads. False, and nothing was run, where another caller does so just now: each
+        could hold threads that the other waits for."""
+        if not self._together.acquire(blocking=False):
+            return False
+        try:
+            self.run(bound.members, bound.release)
+        finally:
+            self._together.release()
+        return True
 
 
 class Runner:
