@@ -14,7 +14,7 @@ from torch.nn import functional
 from vdbench import training
 from vdbench.config import DenseRecipe, VariationalRecipe
 from vdbench.conversion import to_variational_dropout
-from vdbench.language import RNNLM
+from vdbench.language import RNNLM, OneHotRNNLM
 from vdbench.models import VGGLike, set_dropout
 from vdbench.posterior import Posterior
 from vdbench.steps import Step, build_optimizer, set_learning_rates
@@ -207,12 +207,19 @@ def test_captured_step_takes_the_rates_set_after_its_capture_and_other_shapes_go
     assert not torch.equal(step.model.fc2.weight, before)
 
 
+LANGUAGE_MODELS = {
+    "lstm": lambda dropout=0.0: RNNLM(50, nn.LSTM, units=16, dropout=dropout),
+    "tanh": lambda: RNNLM(50, nn.RNN, units=16, dropout=0.0),
+    "onehot": lambda: OneHotRNNLM(50, units=16),
+}
+
+
 def read_text(captured: bool, model: str, variational: bool) -> tuple[nn.Module, list[float], int]:
     """A small language model after two epochs of a text whose last piece is short, its losses, and how many steps were
     replayed."""
     words = torch.randint(50, (10 * 73 + 1,), generator=torch.Generator().manual_seed(1)).cuda()
     torch.manual_seed(0)
-    net = RNNLM(50, nn.LSTM if model == "lstm" else nn.RNN, units=16, dropout=0.0)
+    net = LANGUAGE_MODELS[model]()
     recipe = (VariationalRecipe if variational else DenseRecipe)(
         epochs=2, batch_size=10, sequence_length=10, learning_rate=1e-2, gradient_clip=1.0, matmul_precision="highest"
     )
@@ -233,7 +240,7 @@ def read_text(captured: bool, model: str, variational: bool) -> tuple[nn.Module,
 
 
 @needs_gpu
-@pytest.mark.parametrize("model", ["lstm", "tanh"])
+@pytest.mark.parametrize("model", LANGUAGE_MODELS)
 @pytest.mark.parametrize("variational", [False, True])
 def test_captured_steps_carry_the_state_of_a_text(model, variational):
     (found, losses, replayed), (expected, others, _) = (read_text(c, model, variational) for c in (True, False))
@@ -257,6 +264,23 @@ def test_noise_of_captured_steps_is_fresh_in_each():
         step((images,), labels)
         losses.append(float((step.totals - before)[0]))
     assert len(set(losses)) == 8
+
+
+@needs_gpu
+def test_dropout_of_captured_steps_is_fresh_in_each():
+    """Between recurrent layers it is cuDNN's own."""
+    net, recipe = LANGUAGE_MODELS["lstm"](dropout=0.5).cuda().train(), DenseRecipe(epochs=1)
+    step = Step(
+        net, build_optimizer(net, recipe), recipe, lambda out, y: functional.cross_entropy(out[0][:, 0], y), False
+    )
+    set_learning_rates(step.optimizer, [0.0])
+    words, losses = torch.randint(50, (11, 1), device="cuda"), []
+    state = tuple(torch.zeros(2, 1, 16, device="cuda") for _ in range(2))
+    for _ in range(8):
+        step.totals.zero_()
+        step((words[:-1], state), words[1:, 0])
+        losses.append(float(step.totals[0]))
+    assert step.replays((words[:-1], state), words[1:, 0]) and len(set(losses)) == 8
 
 
 class Stop(Exception):
