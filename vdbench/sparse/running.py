@@ -86,12 +86,9 @@ class NativeRun:
     def _compute_few(self, addresses: Sequence[int], blocks: int, pool: "Pool") -> None:
         """`compute`, for fewer blocks than threads: each block on a thread of its own, or one after the other on all of
         them together, each thread some of the channels, whichever is faster."""
-        maybe = blocks and pool.worth(self.block * self.example_s) > 1
-        if not (
-            maybe
-            and self._gain(addresses, pool) > CLEARLY_FASTER * blocks
-            and self._run_together(addresses, blocks, pool)
-        ):
+        together = blocks and pool.worth(self.block * self.example_s) > 1
+        together = together and self._gain(addresses, pool) > CLEARLY_FASTER * blocks
+        if not (together and self._run_together(addresses, blocks, pool)):
             pool.run([functools.partial(self.compute, self._from(k, addresses), 1) for k in range(blocks)])
 
     def _run_together(self, addresses: Sequence[int], blocks: int, pool: "Pool") -> bool:
@@ -184,7 +181,8 @@ class Pool:
             self._executor, self._process = self._started(), os.getpid()
         waiting: list[Future[None]] = []
         try:
-            waiting += [self._executor.submit(job) for job in jobs[1:]] if self._executor else []
+            for job in jobs[1:]:  # one by one, for those that were started are waited for in any case
+                waiting.append(self._executor.submit(job))  # type: ignore[union-attr]
             for job in jobs[:1]:
                 job()
         except BaseException:
