@@ -101,7 +101,8 @@ class NativeRun:
         first time it matters."""
         if pool.threads not in self._gains:
             alone = _rested(lambda: self.compute(addresses, 1))
-            self._gains[pool.threads] = alone / _rested(lambda: self._run_together(addresses, 1, pool))
+            together = _rested(lambda: self._run_together(addresses, 1, pool) or self.compute(addresses, 1))
+            self._gains[pool.threads] = alone / together
         return self._gains[pool.threads]
 
     def __call__(self, arrays: Sequence[np.ndarray], pool: "Pool") -> list[np.ndarray]:
@@ -194,13 +195,15 @@ class Pool:
 
     def _started(self) -> ThreadPoolExecutor:
         """All threads but the caller's, each of them there already: some jobs wait for one another."""
-        executor, met = (
-            ThreadPoolExecutor(self.threads - 1, thread_name_prefix="vdbench"),
-            threading.Barrier(self.threads),
-        )
-        for _ in range(self.threads - 1):
-            executor.submit(met.wait)
-        met.wait()
+        executor = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="vdbench")
+        met = threading.Barrier(self.threads)
+        try:
+            for _ in range(self.threads - 1):
+                executor.submit(met.wait)
+            met.wait()
+        except BaseException:
+            met.abort()
+            raise
         return executor
 
     def run_together(self, bound: Bound) -> bool:
