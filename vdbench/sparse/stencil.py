@@ -84,7 +84,7 @@ class Stencil:
     def part(self, first: int, stop: int) -> "Stencil":
         """Some of the output channels alone."""
         e = self.entries
-        here = (e.row >= first) & (e.row < stop)
+        here = slice(*np.searchsorted(e.row, [first, stop]))
         row, *others = (column[here] for column in (e.row, e.source, e.channel, e.y, e.x, e.weight))
         shape = (stop - first, *self.shape[1:])
         return replace(self, shape=shape, entries=Entries(row - first, *others), bias=self.bias[first:stop])
