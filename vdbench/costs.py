@@ -50,7 +50,7 @@ def _taken(file: str, found: Sequence[Record]) -> str:
     headers = ["experiment", "job", "recorded", "minutes each", "hours together", "peak memory, MB", "GPU hours"]
     on_gpu = any(record.provenance.device != "cpu" for record in found)
     told = f"`{file}`, recorded on {' and '.join(cpus)}, one thread a training."
-    return f"{told}{'' if on_gpu else ' No run has been recorded on a GPU.'}\n\n{_table(rows, headers)}"
+    return f"{told}{'' if on_gpu else ' None of these runs was recorded on a GPU.'}\n\n{_table(rows, headers)}"
 
 
 def _hours(found: Sequence[Record]) -> str:
