@@ -246,6 +246,7 @@ def test_kl_weight_is_zero_then_rises_linearly_then_stays_one():
         (VariationalRecipe(epochs=4, kl_warmup_epochs=2), [0, 0.5, 1, 1]),
         (VariationalRecipe(epochs=2, kl_zero_epochs=5), [0, 0]),
         (VariationalRecipe(epochs=4, kl_warmup_epochs=2, final_kl_weight=0.5), [0, 0.25, 0.5, 0.5]),
+        (VariationalRecipe(epochs=3, kl_warmup_epochs=1, final_kl_weight=2.0), [0, 2, 2]),
         (DenseRecipe(epochs=2), [0, 0]),
     ],
 )

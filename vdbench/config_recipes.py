@@ -44,16 +44,16 @@ class DenseRecipe(Strict):
 
 
 class VariationalRecipe(DenseRecipe):
-    """Variational dropout: the KL weight is 0 for `kl_zero_epochs`, then rises linearly to 1.
+    """Variational dropout: the KL weight is 0 for `kl_zero_epochs`, then rises linearly to `final_kl_weight`.
 
-    With a lower `final_kl_weight` less is removed, and the loss is no longer the negative evidence lower bound.
+    With one below 1 less is removed, with one above 1 more; the loss is the negative evidence lower bound at 1 alone.
     """
 
     initial_log_sigma2: float = Field(-10.0, description="log variance every weight starts with")
     log_sigma2_learning_rate: float | None = Field(None, gt=0, description="own rate for log_sigma2, else the same")
     kl_zero_epochs: int = Field(0, ge=0, description="epochs with KL weight 0 before the one it rises from")
     kl_warmup_epochs: int = Field(0, ge=0, description="epochs over which the KL weight then rises to its last value")
-    final_kl_weight: float | None = Field(None, gt=0, le=1, description="last value of the KL weight, else 1")
+    final_kl_weight: float | None = Field(None, gt=0, le=10, description="last value of the KL weight, else 1")
     mask_in_training: bool = Field(True, description="zero the mean of weights over the threshold in training too")
 
 
