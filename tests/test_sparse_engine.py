@@ -1,9 +1,11 @@
 """compile_sparse: any batch, any mixture of PyTorch and native code, files, the cache, and what is refused."""
 
 import copy
+import functools
 import json
 import logging
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import Mock
 
@@ -21,6 +23,7 @@ from vdbench.sparse.program import _shares
 from vdbench.sparse.running import Pool, Runner
 from vdbench.sparse.summary import describe
 from vdbench.sparse.tracing import Untraceable, trace
+from vdbench.sparse.trial import ROUNDS, Trial, Way
 
 
 @pytest.fixture(autouse=True)
@@ -88,21 +91,27 @@ def test_results_are_the_callers_own(compiled):
     assert torch.equal(first, kept)
 
 
-@pytest.mark.parametrize("gain", [0.0, 100.0])
-def test_threads_change_nothing(monkeypatch, gain):
-    """Whether blocks that are left over have a thread each or all together."""
+@pytest.fixture
+def together(monkeypatch):
+    """Threads share everything that there is not enough of for each."""
     monkeypatch.setattr("vdbench.sparse.running.WORTH_A_THREAD_S", 1e-9)
-    monkeypatch.setattr("vdbench.sparse.running.NativeRun._gain", lambda *_: gain)
+    monkeypatch.setattr(CompiledNet, "_ways", lambda net, _: [functools.partial(net._as_planned, together=True)])
+
+
+def test_threads_change_nothing(monkeypatch):
+    monkeypatch.setattr("vdbench.sparse.running.WORTH_A_THREAD_S", 1e-9)
     model, batch = network(), torch.randn(150, 2, 10, 10)
     one, three = (compile_sparse(model, EXAMPLE, threads=n) for n in (1, 3))
     for count in (150, 83, 48, 16, 5, 1):
-        assert_same(three(batch[:count]), model(batch[:count]).detach())
+        ways = three._ways(count)
+        assert {"together": True} in [way.keywords for way in ways[1:]]
+        for way in ways:
+            assert_same(way(batch[:count].numpy()), model(batch[:count]).detach())
         assert_same(three(batch[:count]), one(batch[:count]))
 
 
-def test_two_callers_at_a_time(monkeypatch):
-    monkeypatch.setattr("vdbench.sparse.running.WORTH_A_THREAD_S", 1e-9)
-    monkeypatch.setattr("vdbench.sparse.running.NativeRun._gain", lambda *_: 100.0)
+@pytest.mark.usefixtures("together")
+def test_two_callers_at_a_time():
     net, batches = compile_sparse(network(), EXAMPLE, threads=3), torch.randn(4, 16, 2, 10, 10)
     expected, wrong = [net(batch) for batch in batches], []
 
@@ -117,20 +126,58 @@ def test_two_callers_at_a_time(monkeypatch):
     assert not any(caller.is_alive() for caller in callers) and not wrong
 
 
-def test_how_much_together_gains_is_timed_once(monkeypatch):
+def test_the_fastest_way_is_kept_from_the_first_result_on():
+    calls = []
+
+    def way(name: str, seconds: float) -> Way:
+        return lambda batch: calls.append(name) or time.sleep(seconds) or batch + ord(name)
+
+    disturb, batch = Mock(), np.zeros((3, 2))
+    trial = Trial([way("a", 2e-3), way("b", 0.0), way("c", 1e-3)], disturb)
+    np.testing.assert_array_equal(trial(batch), batch + ord("b"))
+    assert calls == list("abc" * (1 + ROUNDS) + "b") and disturb.call_count == 3 * ROUNDS
+    np.testing.assert_array_equal(trial(batch), batch + ord("b"))
+    assert calls[-2:] == ["b", "b"]
+    only = Trial([way("d", 0.0)], disturb)
+    np.testing.assert_array_equal(only(batch), batch + ord("d"))
+    assert calls.count("d") == 1
+
+
+def test_equal_inputs_give_equal_outputs(monkeypatch):
     monkeypatch.setattr("vdbench.sparse.running.WORTH_A_THREAD_S", 1e-9)
-    net, batch = compile_sparse(network(), EXAMPLE, threads=2), torch.randn(16, 2, 10, 10)
-    first = net(batch)
-    (run,) = net._batch.stretches
-    ((threads, gain),) = run._gains.items()
-    assert threads == 2 and gain > 0
-    assert_same(net(batch), first)
-    assert run._gains == {2: gain}
+    net, batch = compile_sparse(network(1.0), EXAMPLE, threads=2), torch.randn(40, 2, 10, 10)
+    for count in (40, 17, 1):
+        assert len(net._ways(count)) > 1
+        first = net(batch[:count])
+        assert all(torch.equal(net(batch[:count]), first) for _ in range(5))
 
 
+def test_plans_that_were_nearly_as_fast_are_tried():
+    net, batch = compile_sparse(network(), EXAMPLE, threads=1), torch.randn(40, 2, 10, 10)
+    expected = network()(batch).detach()
+    for key in ("single", "batch"):
+        rival = copy.deepcopy(net.plans[key][0])
+        for item in rival.items:
+            item.native = False
+        rival.seconds *= 1.01
+        net.plans[key] = [net.plans[key][0], rival]
+    again = CompiledNet(net.graph, net.plans, threads=1)
+    for count in (40, 1):
+        ways = again._ways(count)
+        assert len(ways) == 2
+        for way in ways:
+            assert_same(way(batch[:count].numpy()), expected[:count])
+        assert_same(again(batch[:count]), expected[:count])
+    assert len(again._trials) == 2
+    net.plans["batch"][0].seconds = net.plans["batch"][1].seconds = 10.0
+    assert len(CompiledNet(net.graph, net.plans, threads=1)._ways(40)) == 1  # takes long enough as it is
+    for key in ("single", "batch"):  # hopeless on one thread, perhaps not on four
+        net.plans[key][1].seconds = 3 * net.plans[key][0].seconds
+    assert [len(CompiledNet(net.graph, net.plans, threads=n)._rivals["batch"]) for n in (1, 4)] == [0, 1]
+
+
+@pytest.mark.usefixtures("together")
 def test_threads_that_wait_are_released_when_one_cannot_start(monkeypatch):
-    monkeypatch.setattr("vdbench.sparse.running.WORTH_A_THREAD_S", 1e-9)
-    monkeypatch.setattr("vdbench.sparse.running.NativeRun._gain", lambda *_: 100.0)
     net, batch = compile_sparse(network(), EXAMPLE, threads=3), torch.randn(16, 2, 10, 10)
     expected, executor, left = net(batch), net._pool._executor, [1]
 
@@ -165,7 +212,7 @@ def test_small_work_stays_on_one_thread():
 @pytest.mark.parametrize("pattern", ["NTNTN", "TNTNT", "TTTTT", "NNNNN", "NNTTN"])
 def test_pytorch_and_native_code_in_any_order(compiled, single, pattern):
     network_ = Network(compiled.graph, single=single)
-    plan = Plan.from_json(compiled.plans["single" if single else "batch"].to_json())
+    plan = Plan.from_json(compiled.plans["single" if single else "batch"][0].to_json())
     for k, item in enumerate(plan.items):
         item.native = pattern[k % 5] == "N"
     for channels_last in (False, True):
@@ -189,7 +236,7 @@ def test_a_residual_network_may_change_over_anywhere():
     for key in ("single", "batch"):
         split = Network(net.graph, single=key == "single")
         for first in range(2 ** len(split.items)):
-            plan = Plan.from_json(net.plans[key].to_json())
+            plan = Plan.from_json(net.plans[key][0].to_json())
             for k, item in enumerate(plan.items):
                 item.native = bool(first >> k & 1) and item.best(native=True) < np.inf
             assert_same(Runner(split, plan)(batch.numpy(), Pool(1)), model(batch).detach())
@@ -263,7 +310,7 @@ def test_files(compiled, tmp_path, monkeypatch):
 
 def test_ways_that_took_equally_long_are_told_in_one_order(compiled):
     plans, reversed_plans = copy.deepcopy(compiled.plans), copy.deepcopy(compiled.plans)
-    for made, other in zip(plans["batch"].items, reversed_plans["batch"].items, strict=True):
+    for made, other in zip(plans["batch"][0].items, reversed_plans["batch"][0].items, strict=True):
         made.seconds = dict.fromkeys(made.seconds, 1e-6)
         other.seconds = dict(reversed(made.seconds.items()))
     assert describe(compiled.graph, plans) == describe(compiled.graph, reversed_plans)

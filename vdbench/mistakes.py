@@ -59,6 +59,11 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def first_line(error: BaseException) -> str:
+    """`reason` of an exception of a library that goes on for many lines."""
+    return " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+
+
 def in_one_line(error: BaseException) -> str:
     """What went wrong, with what to do about it where that is known."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from vdbench.mistakes import first_line
+
 log = logging.getLogger("vdbench")
 
 LOG_ALPHA_CLIP = 8.0
@@ -70,9 +72,10 @@ def _triton_works(device: torch.device) -> bool:
         one = torch.ones(1, device=device)
         _on_gpu().gpu_kernels.add_noise(one, one.clone(), torch.zeros(1, dtype=torch.int64, device=device))
     except Exception as error:  # as many kinds as there are parts missing
-        reason = " ".join(str(error).split("\n")[0].split())
         log.warning(
-            "Triton does not work here (%s: %s): torch's operations, which are slower", type(error).__name__, reason
+            "Triton does not work here (%s: %s): torch's operations, which are slower",
+            type(error).__name__,
+            first_line(error),
         )
         return False
     return True

@@ -12,6 +12,7 @@ from vdbench.batchnorm import reestimate
 from vdbench.config import VARIATIONAL_METHODS, RunSpec, spec_sha256
 from vdbench.data import Dataset
 from vdbench.job import Job
+from vdbench.mistakes import first_line
 from vdbench.models import MODELS
 from vdbench.process import full_precision
 from vdbench.records import Control, CurvePoint, LayerHistogram, Record, Words
@@ -59,9 +60,8 @@ def load_net(path: Path) -> tuple[nn.Module, dict[str, object]]:
         model = MODELS[name](classes)
         model.load_state_dict({key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()})
     except (RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split("\n")[0].split())
         raise netfile.NetFileError(
-            f"{path}: not a pruned net known here ({reason}); delete it and rerun its prune job"
+            f"{path}: not a pruned net known here ({first_line(error)}); delete it and rerun its prune job"
         ) from None
     return model.eval(), meta
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vdbench import records
+from vdbench.mistakes import first_line
 
 
 def state_sha256(state: dict[str, Tensor]) -> str:
@@ -42,8 +43,9 @@ def load_tensors(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise records.RecordError(f"{path}: no such weights; run the job that makes them") from None
     except Exception as error:  # zipfile, torch and its unpickler each raise their own kinds on damaged bytes
-        reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
-        raise records.RecordError(f"{path}: not readable as weights ({reason}); delete it and rerun its job") from None
+        raise records.RecordError(
+            f"{path}: not readable as weights ({first_line(error)}); delete it and rerun its job"
+        ) from None
 
 
 def _check_archive(path: Path) -> None:

@@ -1,6 +1,7 @@
 """`compile_sparse`: a trained network as the fastest thing this processor can do with its nonzero weights."""
 
 import copy
+import functools
 import hashlib
 import json
 import logging
@@ -15,15 +16,18 @@ from vdbench.files import Folders
 from vdbench.records import write_json
 from vdbench.sparse import storage
 from vdbench.sparse.compact import compact
-from vdbench.sparse.graph import Graph
+from vdbench.sparse.graph import Conv2d, Graph
 from vdbench.sparse.jit import machine_name, vector_lanes
 from vdbench.sparse.plan import CLEARLY, PYTORCH, Network, Plan, fastest, measure, place
 from vdbench.sparse.running import Pool, Runner
 from vdbench.sparse.tracing import trace
+from vdbench.sparse.trial import Trial, Way
 
 log = logging.getLogger("vdbench")
 
-PLAN_VERSION = 2  # raised when plans of before no longer fit the code
+PLAN_VERSION = 3  # raised when plans of before no longer fit the code
+LIKELY = 1.5  # times slower on the one thread a plan is made with, and for every thread: may yet be faster
+TRIED_S = 0.05  # on what takes longer by the plan, ways are not tried: there are many blocks, as when it was planned
 
 
 class CompiledNet:
@@ -31,16 +35,25 @@ class CompiledNet:
 
     Attributes:
         graph: what is computed, dead structure removed.
-        plans: how single examples and batches run, and how long every way took when it was compiled.
+        plans: how single examples and batches run, and how long every way took when it was compiled; the fastest
+            first, then those that were not clearly slower.
     """
 
-    def __init__(self, graph: Graph, plans: dict[str, Plan], *, threads: int | None = None) -> None:
+    def __init__(self, graph: Graph, plans: dict[str, list[Plan]], *, threads: int | None = None) -> None:
         self.graph, self.plans = graph, plans
         self._pool = Pool(threads or torch.get_num_threads())
-        self._single = Runner(Network(graph, single=True), plans["single"])
-        self._batch = Runner(Network(graph, single=False), plans["batch"])
-        self._one = self._single.shortest(1, self._pool)
+        self._single, *single_rivals = self._likely("single")
+        self._batch, *batch_rivals = self._likely("batch")
+        self._rivals = {"single": single_rivals, "batch": batch_rivals}
+        self._trials: dict[int, Trial] = {}  # by how many binary digits the number of examples has
+        self._one = None if single_rivals else self._single.shortest(1, self._pool)
         self._one_shape = (1, *graph.input.shape) if self._one else None
+
+    def _likely(self, key: str) -> list[Runner]:
+        """Plans that are run: the first, and those that may turn out faster."""
+        plans, split = self.plans[key], Network(self.graph, single=key == "single")
+        limit = LIKELY * self._pool.threads * plans[0].seconds
+        return [Runner(split, plan) for plan in plans if plan.seconds <= limit]
 
     def __call__(self, batch: Tensor | np.ndarray) -> Tensor | np.ndarray:
         """Outputs (N, ...) of the kind the input is.
@@ -66,17 +79,39 @@ class CompiledNet:
         return torch.from_numpy(out) if tensor else out
 
     def _run(self, array: np.ndarray) -> np.ndarray:
-        count, lanes = len(array), vector_lanes()
-        if not count:
+        if not len(array):
             return np.empty((0, *self.graph.output.shape), np.float32)
-        single_s, batch = self.plans["single"].seconds, self.plans["batch"]
-        block_s = batch.seconds / batch.examples * lanes
-        rest = count % lanes
-        if count * single_s <= -(-count // lanes) * block_s:
-            return self._single(array, self._pool)
-        if rest and count > lanes and rest * single_s < block_s:
-            return np.concatenate([self._batch(array[:-rest], self._pool), self._single(array[-rest:], self._pool)])
-        return self._batch(array, self._pool)
+        size = len(array).bit_length()
+        if size not in self._trials:
+            self._trials.setdefault(size, Trial(self._ways(len(array)), self._pool.forget))
+        return self._trials[size](array)
+
+    def _ways(self, count: int) -> list[Way]:
+        """Ways to run about so many examples: as planned, and those that may turn out faster."""
+        ways: list[Way] = [self._as_planned]
+        if count * self._block_s() > TRIED_S * vector_lanes():
+            return ways
+        if self._single.shares(self._pool) or self._batch.shares(self._pool):
+            ways.append(functools.partial(self._as_planned, together=True))
+        rivals = self._rivals["single" if self._one_by_one(count) else "batch"]
+        return ways + [functools.partial(rival, pool=self._pool) for rival in rivals]
+
+    def _block_s(self) -> float:
+        plan = self.plans["batch"][0]
+        return plan.seconds / plan.examples * vector_lanes()
+
+    def _one_by_one(self, count: int) -> bool:
+        """Whether so many single examples are planned to take less time than a batch of them."""
+        return count * self.plans["single"][0].seconds <= -(-count // vector_lanes()) * self._block_s()
+
+    def _as_planned(self, array: np.ndarray, together: bool = False) -> np.ndarray:
+        count, rest = len(array), len(array) % vector_lanes()
+        if self._one_by_one(count):
+            return self._single(array, self._pool, together)
+        if rest and count > rest and self._one_by_one(rest):
+            parts = (self._batch, array[:-rest]), (self._single, array[-rest:])
+            return np.concatenate([runner(part, self._pool, together) for runner, part in parts])
+        return self._batch(array, self._pool, together)
 
     def summary(self) -> str:
         """Per layer: shape, density, what was removed, how it runs, how long every way takes, and how near that is to
@@ -119,7 +154,7 @@ def compile_sparse(model: nn.Module, example_input: Tensor, *, threads: int | No
     return CompiledNet(*_compiled(compact(trace(model, example_input))), threads=threads)
 
 
-def _compiled(graph: Graph) -> tuple[Graph, dict[str, Plan]]:
+def _compiled(graph: Graph) -> tuple[Graph, dict[str, list[Plan]]]:
     """The graph with its plans, remembered ones if there are any."""
     known = storage.digest(graph)
     if known is None:
@@ -127,30 +162,30 @@ def _compiled(graph: Graph) -> tuple[Graph, dict[str, Plan]]:
     key = hashlib.sha256(f"{PLAN_VERSION} {machine_name()} {torch.__version__} {known}".encode()).hexdigest()[:32]
     path = Folders.in_force(None, None).cache / "compiled" / f"{key}.json"
     try:
-        return graph, {name: Plan.from_json(plan) for name, plan in json.loads(path.read_text()).items()}
+        return graph, storage.plans_from_json(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         plans = make_plans(graph)
     try:
-        write_json(path, {name: plan.to_json() for name, plan in plans.items()})
+        write_json(path, storage.plans_to_json(plans))
     except OSError as error:
         log.warning("plans are not remembered: %s", error)
     return graph, plans
 
 
-def make_plans(graph: Graph) -> dict[str, Plan]:
-    """Plans for single examples and for batches, measured on one thread."""
+def make_plans(graph: Graph) -> dict[str, list[Plan]]:
+    """Plans for single examples and for batches, measured on one thread, the fastest first."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return {key: _make_plan(Network(graph, single=key == "single")) for key in ("single", "batch")}
+        return {key: _make_plans(Network(graph, single=key == "single")) for key in ("single", "batch")}
     finally:
         torch.set_num_threads(before)
 
 
-def _make_plan(network: Network) -> Plan:
+def _make_plans(network: Network) -> list[Plan]:
     """Time every way of every operation, and then whole networks: our kernels wherever there are any, the cheapest
     mixture, and PyTorch alone in either memory format, unless it could not win even at the processor's peak. The
-    fastest is the plan, so it is never slower than PyTorch."""
+    fastest comes first, so it is never slower than PyTorch; those clearly slower are left out."""
     measured = measure(network)
     shape = (measured.examples, *network.graph.input.shape)
     batch = np.random.default_rng(0).standard_normal(shape, np.float32)
@@ -163,6 +198,8 @@ def _make_plan(network: Network) -> Plan:
         plan = copy.deepcopy(measured)
         plan.channels_last = channels_last
         choose_layouts(plan)
+        if any(plan.same_ways(other) for other in made.values()):
+            return
         runner = Runner(network, plan)
         if any(item.native for item in plan.items):
             runner(batch, pool)  # compiles what is new
@@ -178,7 +215,8 @@ def _make_plan(network: Network) -> Plan:
         try_out("mixed", lambda plan: place(network, plan))
     if fastest_so_far() > sum(map(network.dense_limit_s, network.items)):
         try_out(PYTORCH, lambda plan: None)
-        try_out("torch, channels last", lambda plan: None, channels_last=True)
-    best = min(made.values(), key=lambda plan: plan.seconds)
+        if any(isinstance(op, Conv2d) for op in network.graph.ops):
+            try_out("torch, channels last", lambda plan: None, channels_last=True)
+    best, *others = sorted(made.values(), key=lambda plan: plan.seconds)
     best.ways = {name: plan.seconds for name, plan in made.items()}
-    return best
+    return [best, *(plan for plan in others if plan.seconds <= CLEARLY * best.seconds)]

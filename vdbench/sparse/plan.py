@@ -95,6 +95,11 @@ class Plan:
     seconds: float = float("inf")
     ways: dict[str, float] = field(default_factory=dict)
 
+    def same_ways(self, other: Self) -> bool:
+        """Whether everything runs in the same place and memory format as in a plan made from the same measurements."""
+        mine, others = ([item.native for item in plan.items] for plan in (self, other))
+        return mine == others and (all(mine) or self.channels_last == other.channels_last)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

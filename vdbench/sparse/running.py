@@ -2,9 +2,7 @@
 
 import functools
 import os
-import statistics
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -18,20 +16,7 @@ from vdbench.sparse.torch_run import TorchRun
 
 SMALL = 8192  # numbers that are copied faster than their place is found
 WORTH_A_THREAD_S = 1e-4  # less work than this stays on the calling thread
-RESTED_CALLS, REST_S = 9, 2e-3
-CLEARLY_FASTER = 1.4  # times as fast as alone, in peace: among other programs threads gain less from one another
-
-
-def _rested(run: Callable[[], object]) -> float:
-    """Seconds of a call, the median of some, by threads that slept before it: to wake them is part of what it costs."""
-    run()
-    samples = []
-    for _ in range(RESTED_CALLS):
-        time.sleep(REST_S)
-        started = time.perf_counter()
-        run()
-        samples.append(time.perf_counter() - started)
-    return statistics.median(samples)
+CACHE_NUMBERS = 1 << 20  # more float32 than a core's own cache holds
 
 
 class NativeRun:
@@ -47,7 +32,6 @@ class NativeRun:
         self._shapes = [segment.shapes[name] for name in (*segment.inputs, *segment.outputs)]
         self._block_bytes = [4 * self.block * int(np.prod(shape)) for shape in self._shapes]
         self._programs: dict[tuple[int, int], Program] = {}
-        self._gains: dict[int, float] = {}
         self._local = threading.local()
         self._lock = threading.Lock()
 
@@ -83,12 +67,14 @@ class NativeRun:
             moves = bound.program.group_bytes
             addresses = [address + groups * move for address, move in zip(addresses, moves, strict=True)]
 
-    def _compute_few(self, addresses: Sequence[int], blocks: int, pool: "Pool") -> None:
+    def shares(self, pool: "Pool") -> bool:
+        """Whether so much is done to a block that several threads may have it done sooner together."""
+        return pool.worth(self.block * self.example_s) > 1
+
+    def _compute_few(self, addresses: Sequence[int], blocks: int, pool: "Pool", together: bool) -> None:
         """`compute`, for fewer blocks than threads: each block on a thread of its own, or one after the other on all of
-        them together, each thread some of the channels, whichever is faster."""
-        together = blocks and pool.worth(self.block * self.example_s) > 1
-        together = together and self._gain(addresses, pool) > CLEARLY_FASTER * blocks
-        if not (together and self._run_together(addresses, blocks, pool)):
+        them together, each thread some of the channels."""
+        if not (together and blocks and self.shares(pool) and self._run_together(addresses, blocks, pool)):
             pool.run([functools.partial(self.compute, self._from(k, addresses), 1) for k in range(blocks)])
 
     def _run_together(self, addresses: Sequence[int], blocks: int, pool: "Pool") -> bool:
@@ -96,17 +82,9 @@ class NativeRun:
         bound.point_to(addresses, blocks)
         return pool.run_together(bound)
 
-    def _gain(self, addresses: Sequence[int], pool: "Pool") -> float:
-        """How many times as fast all threads together are at a block as one, which wider nets gain more from; timed the
-        first time it matters."""
-        if pool.threads not in self._gains:
-            alone = _rested(lambda: self.compute(addresses, 1))
-            together = _rested(lambda: self._run_together(addresses, 1, pool) or self.compute(addresses, 1))
-            self._gains[pool.threads] = alone / together
-        return self._gains[pool.threads]
-
-    def __call__(self, arrays: Sequence[np.ndarray], pool: "Pool") -> list[np.ndarray]:
-        """Inputs (N, ...) float32; outputs alike, contiguous."""
+    def __call__(self, arrays: Sequence[np.ndarray], pool: "Pool", together: bool) -> list[np.ndarray]:
+        """Inputs (N, ...) float32; outputs alike, contiguous. `together`: threads share what is left when every one has
+        had as many blocks as the others."""
         arrays, count = [np.ascontiguousarray(array) for array in arrays], len(arrays[0])
         outputs = [np.empty((count, *shape), np.float32) for shape in self._shapes[len(arrays) :]]
         everything = [*arrays, *outputs]
@@ -119,12 +97,12 @@ class NativeRun:
             share, left = divmod(blocks, threads)
             starts = [self._from(k * share, addresses) for k in range(threads if share else 0)]
             pool.run([functools.partial(self.compute, start, share) for start in starts])
-            self._compute_few(self._from(blocks - left, addresses), left, pool)
+            self._compute_few(self._from(blocks - left, addresses), left, pool, together)
         if rest:  # a block that is not full: computed on a copy that is
             padded = [np.zeros((self.block, *a.shape[1:]), np.float32) for a in everything]
             for copy, array in zip(padded, arrays, strict=False):
                 copy[:rest] = array[count - rest :]
-            self._compute_few([a.ctypes.data for a in padded], 1, pool)
+            self._compute_few([a.ctypes.data for a in padded], 1, pool, together)
             for copy, array in zip(padded[len(arrays) :], outputs, strict=True):
                 array[count - rest :] = copy[:rest]
         return outputs
@@ -162,6 +140,10 @@ class OneExample:
             return out
 
 
+def _fill_cache() -> None:
+    np.ones(CACHE_NUMBERS, np.float32)
+
+
 class Pool:
     """Threads that work is shared out to; the calling one takes part."""
 
@@ -192,6 +174,10 @@ class Pool:
         finally:
             for job in waiting:
                 job.result()
+
+    def forget(self) -> None:
+        """Fill the caches of all threads' cores with something else."""
+        self.run([_fill_cache] * self.threads)
 
     def _started(self) -> ThreadPoolExecutor:
         """All threads but the caller's, each of them there already: some jobs wait for one another."""
@@ -243,12 +229,18 @@ class Runner:
         """The shortest way for so many single examples, where there is one and other threads are not worth waking."""
         return self.one if self.one and pool.worth(count * self.one.example_s) == 1 else None
 
-    def __call__(self, batch: np.ndarray, pool: "Pool") -> np.ndarray:
+    def shares(self, pool: "Pool") -> bool:
+        """Whether `together` may gain anything."""
+        return any(isinstance(stretch, NativeRun) and stretch.shares(pool) for stretch in self.stretches)
+
+    def __call__(self, batch: np.ndarray, pool: "Pool", together: bool = False) -> np.ndarray:
+        """Outputs (N, ...) for inputs (N, ...). `together`: threads share the channels of blocks that are fewer than
+        they."""
         if one := self.shortest(len(batch), pool):
             return one(batch)
         values: dict[str, np.ndarray] = {self.network.input: batch}
         for stretch in self.stretches:
             given = [values[name] for name in stretch.inputs]
-            made = stretch(given) if isinstance(stretch, TorchRun) else stretch(given, pool)
+            made = stretch(given) if isinstance(stretch, TorchRun) else stretch(given, pool, together)
             values |= zip(stretch.outputs, made, strict=True)
         return values[self.network.output].reshape(len(batch), *self.network.graph.output.shape)

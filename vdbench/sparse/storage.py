@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from vdbench import netfile
+from vdbench.mistakes import first_line
 from vdbench.sparse import graph as graphs
 from vdbench.sparse.graph import Graph, Op, TorchOp
 from vdbench.sparse.plan import Plan
@@ -57,17 +58,28 @@ def digest(graph: Graph) -> str | None:
     return found.hexdigest()
 
 
-def save(path: Path, graph: Graph, plans: dict[str, Plan], machine: str) -> None:
+def plans_to_json(plans: dict[str, list[Plan]]) -> dict[str, Any]:
+    return {key: [plan.to_json() for plan in made] for key, made in plans.items()}
+
+
+def plans_from_json(content: dict[str, Any]) -> dict[str, list[Plan]]:
+    """Raises TypeError, KeyError, ValueError or AttributeError for anything but what `plans_to_json` gives."""
+    plans = {key: [Plan.from_json(plan) for plan in content[key]] for key in ("single", "batch")}
+    if not all(plans.values()):
+        raise ValueError("no plans")
+    return plans
+
+
+def save(path: Path, graph: Graph, plans: dict[str, list[Plan]], machine: str) -> None:
     """Write a compiled net; what was measured on `machine` goes with it. Raises NotStorable."""
     arrays, ops = parts(graph)
     weights = {name: array for name, array in arrays.items() if name.endswith("/weight")}
     others = {name: array for name, array in arrays.items() if name not in weights}
-    made = {key: plan.to_json() for key, plan in plans.items()}
-    meta = {"ops": ops, "removed": graph.removed, "plans": made, "machine": machine}
+    meta = {"ops": ops, "removed": graph.removed, "plans": plans_to_json(plans), "machine": machine}
     netfile.write_arrays(path, weights, others, meta)
 
 
-def load(path: Path) -> tuple[Graph, dict[str, Plan], str]:
+def load(path: Path) -> tuple[Graph, dict[str, list[Plan]], str]:
     """The graph, its plans and the machine they were made on.
 
     Raises:
@@ -82,14 +94,13 @@ def load(path: Path) -> tuple[Graph, dict[str, Plan], str]:
             for name in {field.name for field in fields(kind)} - given.keys():
                 given[name] = np.ascontiguousarray(arrays[f"{given['name']}/{name}"])
             ops.append(kind(**given))
-        plans = {key: Plan.from_json(plan) for key, plan in meta["plans"].items()}
+        plans = plans_from_json(meta["plans"])
         graph = Graph(tuple(ops), dict(meta["removed"]))
         _check(graph)
         return graph, plans, str(meta["machine"])
     except Exception as error:  # PyTorch's operations each have their own for arguments that do not fit
-        reason = " ".join(str(error).split("\n")[0].split())
         raise netfile.NetFileError(
-            f"{path}: not a compiled net ({type(error).__name__}: {reason}); compile the model again"
+            f"{path}: not a compiled net ({type(error).__name__}: {first_line(error)}); compile the model again"
         ) from None
 
 

@@ -11,12 +11,12 @@ from vdbench.sparse.plan import PYTORCH, Item, Network, Plan, operations
 from vdbench.sparse.stencil import Stencil
 
 
-def describe(graph: Graph, plans: dict[str, Plan]) -> str:
+def describe(graph: Graph, plans: dict[str, list[Plan]]) -> str:
     """Per layer: shape, density, what was removed, how it runs, how long every way takes and how near that is to the
     processor's limit, the rate of multiply-adds from registers."""
     parts = []
     for key, title in (("single", "one example"), ("batch", "batches")):
-        plan = plans[key]
+        plan = plans[key][0]
         rows = list(_rows(graph, plan))
         headers = ["layer", "output", "nonzero", "density", "runs as", "µs", "of limit", "every way, µs"]
         whole = _times(plan.ways, plan)
