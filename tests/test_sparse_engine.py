@@ -93,7 +93,7 @@ def test_results_are_the_callers_own(compiled):
 
 @pytest.fixture
 def together(monkeypatch):
-    """Threads share everything that there is not enough of for each."""
+    """Threads share the channels of every block."""
     monkeypatch.setattr("vdbench.sparse.running.WORTH_A_THREAD_S", 1e-9)
     monkeypatch.setattr(CompiledNet, "_ways", lambda net, _: [functools.partial(net._as_planned, together=True)])
 
@@ -132,13 +132,14 @@ def test_the_fastest_way_is_kept_from_the_first_result_on():
     def way(name: str, seconds: float) -> Way:
         return lambda batch: calls.append(name) or time.sleep(seconds) or batch + ord(name)
 
-    disturb, batch = Mock(), np.zeros((3, 2))
-    trial = Trial([way("a", 2e-3), way("b", 0.0), way("c", 1e-3)], disturb)
+    batch = np.zeros((3, 2))
+    trial = Trial([way("a", 2e-3), way("b", 0.0), way("c", 1e-3)])
     np.testing.assert_array_equal(trial(batch), batch + ord("b"))
-    assert calls == list("abc" * (1 + ROUNDS) + "b") and disturb.call_count == 3 * ROUNDS
+    rounds, last = divmod(len(calls), 6)
+    assert rounds >= ROUNDS and last == 1 and calls == [*("aabbcc" * rounds), "b"]
     np.testing.assert_array_equal(trial(batch), batch + ord("b"))
     assert calls[-2:] == ["b", "b"]
-    only = Trial([way("d", 0.0)], disturb)
+    only = Trial([way("d", 0.0)])
     np.testing.assert_array_equal(only(batch), batch + ord("d"))
     assert calls.count("d") == 1
 

@@ -82,33 +82,35 @@ def contenders(monkeypatch):
 def test_a_contender_waits_until_the_threads_of_the_one_before_are_at_rest(contenders):
     runs, _ = contenders
     interleaved(runs, IMAGES, rounds=3, min_sample_s=1e-9)
-    assert runs["b"].disturbed[-3:] == [False] * 3
+    assert not any(runs["b"].disturbed[1 + timing.WARM_UP_CALLS :])
 
 
 def test_slow_contenders_are_warmed_up_once(contenders, monkeypatch):
     runs, turns = contenders
     monkeypatch.setattr(timing, "SLOW_CALL_S", 2e-3)  # "a" takes 1 ms, "b" 3
     interleaved(runs, IMAGES, rounds=1, min_sample_s=1e-9)
-    assert (turns.count("a"), turns.count("b")) == (1 + timing.WARM_UP_CALLS + 1, 1 + 1 + 1)
+    assert (turns.count("a"), turns.count("b")) == (1 + timing.WARM_UP_CALLS + 10 + 1, 1 + 1 + 4 + 1)
 
 
 def test_contenders_take_turns(contenders):
     runs, turns = contenders
     interleaved(runs, IMAGES, rounds=4, min_sample_s=1e-9)
-    assert turns[-8:] == ["a", "b"] * 4
+    assert turns[-4 * 16 :] == (["a"] * 11 + ["b"] * 5) * 4
 
 
-def test_warm_up_is_no_sample(contenders):
+def test_a_sample_is_of_calls_among_many(contenders):
+    """Neither the warm-up nor the calls before each sample, 10 ms of them, count."""
     runs, turns = contenders
     samples = interleaved(runs, IMAGES, rounds=1, min_sample_s=1e-9)
-    assert turns.count("a") > len(samples["a"]) == 1
+    assert len(samples["a"]) == 1 and samples["b"] == [pytest.approx(3e-3)]
+    assert turns == ["a"] * 6 + ["b"] * 6 + ["a"] * 10 + ["a"] + ["b"] * 4 + ["b"]
 
 
 def test_sample_is_the_mean_of_as_many_calls_as_fill_the_time(contenders):
     runs, turns = contenders
     samples = interleaved(runs, IMAGES, rounds=2, min_sample_s=12e-3)
     assert samples == {"a": pytest.approx([1e-3, 1e-3]), "b": pytest.approx([3e-3, 3e-3])}
-    assert turns[-32:] == (["a"] * 12 + ["b"] * 4) * 2
+    assert turns[-60:] == (["a"] * (10 + 12) + ["b"] * (4 + 4)) * 2
 
 
 # --- equal outputs

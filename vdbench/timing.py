@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ log = logging.getLogger("vdbench")
 TOLERANCE = 1e-4  # of the largest output: float32 sums in another order
 WINOGRAD, WINOGRAD_TOLERANCE = ("mnn_dense", "mnn_sparse"), 1e-3  # whose convolutions are less exact
 QUIET_S = 0.002
+RUN_IN_S = 0.01  # until then a system may have left all threads of a process that was idle on one core
 WARM_UP_CALLS, SLOW_CALL_S = 5, 0.1  # after the first, which may make preparations; one will do where calls are slow
 
 
@@ -57,18 +59,19 @@ def wait_for_quiet() -> None:
 
 def interleaved(runs: dict[str, Run], images: np.ndarray, rounds: int, min_sample_s: float) -> dict[str, list[float]]:
     """`rounds` samples of seconds a call for every contender, taken in turn, after a warm-up, each once all threads of
-    the one before are at rest; within a sample the call is repeated until it lasts `min_sample_s`."""
-    calls = {}
+    the one before are at rest. Before a sample the call is repeated for `RUN_IN_S`, which does not count, and within it
+    until it lasts `min_sample_s`: what is timed is a call among many."""
+    once = {}
     for name, run in runs.items():
-        once = _seconds(run, images, 1)
-        for _ in range(WARM_UP_CALLS if once < SLOW_CALL_S else 1):
-            once = min(once, _seconds(run, images, 1))
-        calls[name] = max(1, round(min_sample_s / once))
+        once[name] = _seconds(run, images, 1)
+        for _ in range(WARM_UP_CALLS if once[name] < SLOW_CALL_S else 1):
+            once[name] = min(once[name], _seconds(run, images, 1))
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             wait_for_quiet()
-            samples[name].append(_seconds(run, images, calls[name]))
+            _seconds(run, images, math.ceil(RUN_IN_S / once[name]))
+            samples[name].append(_seconds(run, images, max(1, round(min_sample_s / once[name]))))
     return samples
 
 

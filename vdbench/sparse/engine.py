@@ -83,7 +83,7 @@ class CompiledNet:
             return np.empty((0, *self.graph.output.shape), np.float32)
         size = len(array).bit_length()
         if size not in self._trials:
-            self._trials.setdefault(size, Trial(self._ways(len(array)), self._pool.forget))
+            self._trials.setdefault(size, Trial(self._ways(len(array))))
         return self._trials[size](array)
 
     def _ways(self, count: int) -> list[Way]:

@@ -1,9 +1,10 @@
 """Running a plan: stretches of PyTorch and of native code, blocks of examples shared out among threads."""
 
 import functools
+import itertools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -16,7 +17,6 @@ from vdbench.sparse.torch_run import TorchRun
 
 SMALL = 8192  # numbers that are copied faster than their place is found
 WORTH_A_THREAD_S = 1e-4  # less work than this stays on the calling thread
-CACHE_NUMBERS = 1 << 20  # more float32 than a core's own cache holds
 
 
 class NativeRun:
@@ -59,53 +59,65 @@ class NativeRun:
             blocks, vectors = blocks % vectors, vectors // 2
         return [(vectors, groups) for vectors, groups in found if groups]
 
-    def compute(self, addresses: Sequence[int], blocks: int) -> None:
-        """`blocks` whole blocks of examples, whose inputs and outputs lie one behind the other at `addresses`."""
+    def _pieces(
+        self, addresses: Sequence[int], blocks: int, threads: int = 1
+    ) -> Iterator[tuple[Bound, Sequence[int], int]]:
+        """Programs that make up so many blocks, where each finds its inputs and outputs, and its groups."""
         for vectors, groups in self._groups(blocks):
-            bound = self._bound(vectors)
-            bound(addresses, groups)
+            bound = self._bound(vectors, threads)
+            yield bound, addresses, groups
             moves = bound.program.group_bytes
             addresses = [address + groups * move for address, move in zip(addresses, moves, strict=True)]
+
+    def compute(self, addresses: Sequence[int], blocks: int) -> None:
+        """`blocks` whole blocks of examples, whose inputs and outputs lie one behind the other at `addresses`."""
+        for bound, places, groups in self._pieces(addresses, blocks):
+            bound(places, groups)
 
     def shares(self, pool: "Pool") -> bool:
         """Whether so much is done to a block that several threads may have it done sooner together."""
         return pool.worth(self.block * self.example_s) > 1
 
-    def _compute_few(self, addresses: Sequence[int], blocks: int, pool: "Pool", together: bool) -> None:
-        """`compute`, for fewer blocks than threads: each block on a thread of its own, or one after the other on all of
-        them together, each thread some of the channels."""
-        if not (together and blocks and self.shares(pool) and self._run_together(addresses, blocks, pool)):
-            pool.run([functools.partial(self.compute, self._from(k, addresses), 1) for k in range(blocks)])
+    def _together(self, addresses: Sequence[int], blocks: int, pool: "Pool") -> bool:
+        """`compute`, on all threads together, each some of the channels. False, and nothing was done, where that
+        cannot be."""
+        if not blocks or not self.shares(pool):
+            return False
+        bounds = []
+        for bound, places, groups in self._pieces(addresses, blocks, pool.threads):
+            bound.point_to(places, groups)
+            bounds.append(bound)
+        return pool.run_together(bounds)
 
-    def _run_together(self, addresses: Sequence[int], blocks: int, pool: "Pool") -> bool:
-        bound = self._bound(0 if self.single else 1, pool.threads)
-        bound.point_to(addresses, blocks)
-        return pool.run_together(bound)
+    def _apart(self, addresses: Sequence[int], blocks: int, pool: "Pool") -> None:
+        """`compute`, with blocks of its own for every thread that they are worth."""
+        threads = pool.worth(blocks * self.block * self.example_s)
+        share, left = divmod(blocks, threads)
+        ends = [k * share + min(k, left) for k in range(min(threads, blocks) + 1)]
+        pool.run(
+            [functools.partial(self.compute, self._from(a, addresses), b - a) for a, b in itertools.pairwise(ends)]
+        )
 
     def __call__(self, arrays: Sequence[np.ndarray], pool: "Pool", together: bool) -> list[np.ndarray]:
-        """Inputs (N, ...) float32; outputs alike, contiguous. `together`: threads share what is left when every one has
-        had as many blocks as the others."""
+        """Inputs (N, ...) float32; outputs alike, contiguous. `together`: threads share the channels of every block
+        and have none of their own."""
         arrays, count = [np.ascontiguousarray(array) for array in arrays], len(arrays[0])
         outputs = [np.empty((count, *shape), np.float32) for shape in self._shapes[len(arrays) :]]
         everything = [*arrays, *outputs]
-        addresses = [a.ctypes.data for a in everything]
         blocks, rest = divmod(count, self.block)
-        threads = pool.worth(blocks * self.block * self.example_s)
-        if threads == 1:
-            self.compute(addresses, blocks)
-        else:
-            share, left = divmod(blocks, threads)
-            starts = [self._from(k * share, addresses) for k in range(threads if share else 0)]
-            pool.run([functools.partial(self.compute, start, share) for start in starts])
-            self._compute_few(self._from(blocks - left, addresses), left, pool, together)
+        self._share_out([a.ctypes.data for a in everything], blocks, pool, together)
         if rest:  # a block that is not full: computed on a copy that is
             padded = [np.zeros((self.block, *a.shape[1:]), np.float32) for a in everything]
             for copy, array in zip(padded, arrays, strict=False):
                 copy[:rest] = array[count - rest :]
-            self._compute_few([a.ctypes.data for a in padded], 1, pool, together)
+            self._share_out([a.ctypes.data for a in padded], 1, pool, together)
             for copy, array in zip(padded[len(arrays) :], outputs, strict=True):
                 array[count - rest :] = copy[:rest]
         return outputs
+
+    def _share_out(self, addresses: Sequence[int], blocks: int, pool: "Pool", together: bool) -> None:
+        if not (together and self._together(addresses, blocks, pool)):
+            self._apart(addresses, blocks, pool)
 
     def _from(self, block: int, addresses: Sequence[int]) -> list[int]:
         return [a + block * bytes for a, bytes in zip(addresses, self._block_bytes, strict=True)]
@@ -140,10 +152,6 @@ class OneExample:
             return out
 
 
-def _fill_cache() -> None:
-    np.ones(CACHE_NUMBERS, np.float32)
-
-
 class Pool:
     """Threads that work is shared out to; the calling one takes part."""
 
@@ -175,10 +183,6 @@ class Pool:
             for job in waiting:
                 job.result()
 
-    def forget(self) -> None:
-        """Fill the caches of all threads' cores with something else."""
-        self.run([_fill_cache] * self.threads)
-
     def _started(self) -> ThreadPoolExecutor:
         """All threads but the caller's, each of them there already: some jobs wait for one another."""
         executor = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="vdbench")
@@ -192,13 +196,14 @@ class Pool:
             raise
         return executor
 
-    def run_together(self, bound: Bound) -> bool:
-        """Run a program of as many threads. False, and nothing was run, where another caller does so just now: each
-        could hold threads that the other waits for."""
+    def run_together(self, bounds: Sequence[Bound]) -> bool:
+        """Run programs of as many threads, one after the other. False, and nothing was run, where another caller does
+        so just now: each could hold threads that the other waits for."""
         if not self._together.acquire(blocking=False):
             return False
         try:
-            self.run(bound.members, bound.release)
+            for bound in bounds:
+                self.run(bound.members, bound.release)
         finally:
             self._together.release()
         return True
@@ -230,12 +235,12 @@ class Runner:
         return self.one if self.one and pool.worth(count * self.one.example_s) == 1 else None
 
     def shares(self, pool: "Pool") -> bool:
-        """Whether `together` may gain anything."""
+        """Whether threads that compute together may gain anything."""
         return any(isinstance(stretch, NativeRun) and stretch.shares(pool) for stretch in self.stretches)
 
     def __call__(self, batch: np.ndarray, pool: "Pool", together: bool = False) -> np.ndarray:
-        """Outputs (N, ...) for inputs (N, ...). `together`: threads share the channels of blocks that are fewer than
-        they."""
+        """Outputs (N, ...) for inputs (N, ...). `together`: threads share the channels of every block and have none of
+        their own."""
         if one := self.shortest(len(batch), pool):
             return one(batch)
         values: dict[str, np.ndarray] = {self.network.input: batch}

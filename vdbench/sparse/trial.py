@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 Way = Callable[[np.ndarray], np.ndarray]
-ROUNDS, REST_S = 7, 2e-3
+ROUNDS, RUN_IN_S = 7, 0.03  # at the least; threads of a process that was idle may share a core for a while
 
 
 class Trial:
@@ -17,13 +17,11 @@ class Trial:
 
     Args:
         ways: at least one.
-        disturb: called before every measurement, with a rest after it, so that a way pays for what it costs among other
-            work: to fetch its tables from memory and to wake threads.
     """
 
-    def __init__(self, ways: Sequence[Way], disturb: Callable[[], None]) -> None:
+    def __init__(self, ways: Sequence[Way]) -> None:
         self.kept = ways[0] if len(ways) == 1 else None
-        self._ways, self._disturb, self._lock = ways, disturb, threading.Lock()
+        self._ways, self._lock = ways, threading.Lock()
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         if self.kept is None:
@@ -32,15 +30,13 @@ class Trial:
         return self.kept(batch)
 
     def _fastest(self, batch: np.ndarray) -> Way:
-        samples: list[list[float]] = [[] for _ in self._ways]
-        for way in self._ways:
-            way(batch)  # compiles what is new
-        for _ in range(ROUNDS):
+        """Of each way what is timed is the second of two calls: the first brings what it reads into the caches."""
+        started, samples = time.perf_counter(), [[] for _ in self._ways]
+        while len(samples[0]) < ROUNDS or time.perf_counter() - started < RUN_IN_S:
             for way, seconds in zip(self._ways, samples, strict=True):
-                self._disturb()
-                time.sleep(REST_S)
-                started = time.perf_counter()
                 way(batch)
-                seconds.append(time.perf_counter() - started)
+                before = time.perf_counter()
+                way(batch)
+                seconds.append(time.perf_counter() - before)
         medians = [statistics.median(seconds) for seconds in samples]
         return self._ways[medians.index(min(medians))]

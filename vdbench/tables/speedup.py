@@ -13,10 +13,10 @@ from vdbench.tables.render import NOTHING, Document, Section, fixed, percent, ra
 from vdbench.tables.results import Sources, source_notes
 
 LEGEND = [
-    "Time = median over interleaved samples of one call, divided by the batch size. Over X = median over samples of "
-    "(X / engine) at the same batch size and number of threads, with the 95 % percentile bootstrap interval of that "
-    "median: it says how steady this machine was, not how other machines would do. Best dense = the fastest, in that "
-    "very setting, of " + "; ".join(outputs.BACKENDS[backend] for backend in DENSE_BACKENDS) + ".",
+    "Time = median over interleaved samples of a call among many, divided by the batch size. Over X = median over "
+    "samples of (X / engine) at the same batch size and number of threads, with the 95 % percentile bootstrap interval "
+    "of that median: it says how steady this machine was, not how other machines would do. Best dense = the fastest, "
+    "in that very setting, of " + "; ".join(outputs.BACKENDS[backend] for backend in DENSE_BACKENDS) + ".",
     "Dense engines run the pruned net with its zeros; compacted, dense engines run it without its dead units; all "
     "others compute with sparse weights. Of limit = multiply-adds with weights that are not zero, against what the "
     "cores could do of them at most, operands in registers.",
