@@ -76,8 +76,13 @@ def interleaved(runs: dict[str, Run], images: np.ndarray, rounds: int, min_sampl
 
 
 def check_equal(runs: dict[str, Run], images: np.ndarray) -> None:
-    """Raises UnequalOutputs unless every contender's outputs are those of the first."""
-    (reference_name, reference), *others = ((name, run(images)) for name, run in runs.items())
+    """Raises UnequalOutputs unless every contender's outputs are those of the first. Ours finds its fastest way at the
+    first call, which is this one."""
+    outputs = {}
+    for name, run in runs.items():
+        wait_for_quiet()
+        outputs[name] = run(images)
+    (reference_name, reference), *others = outputs.items()
     for name, logits in others:
         worst = np.abs(logits - reference).max() / np.abs(reference).max()
         if not worst <= (WINOGRAD_TOLERANCE if name in WINOGRAD else TOLERANCE):

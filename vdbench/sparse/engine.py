@@ -5,8 +5,10 @@ import functools
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +23,13 @@ from vdbench.sparse.jit import machine_name, vector_lanes
 from vdbench.sparse.plan import CLEARLY, PYTORCH, Network, Plan, fastest, measure, place
 from vdbench.sparse.running import Pool, Runner
 from vdbench.sparse.tracing import trace
-from vdbench.sparse.trial import Trial, Way
+from vdbench.sparse.trial import Way, quickest
 
 log = logging.getLogger("vdbench")
 
 PLAN_VERSION = 3  # raised when plans of before no longer fit the code
-LIKELY = 1.5  # times slower on the one thread a plan is made with, and for every thread: may yet be faster
-TRIED_S = 0.05  # on what takes longer by the plan, ways are not tried: there are many blocks, as when it was planned
+LIKELY = 1.5  # times slower than the best plan: may yet be faster at another batch size
+TRIED_S = 0.05  # ways to something that takes longer by the plan are not timed anew
 
 
 class CompiledNet:
@@ -41,22 +43,18 @@ class CompiledNet:
 
     def __init__(self, graph: Graph, plans: dict[str, list[Plan]], *, threads: int | None = None) -> None:
         self.graph, self.plans = graph, plans
-        self._pool = Pool(threads or torch.get_num_threads())
-        self._single, *single_rivals = self._likely("single")
-        self._batch, *batch_rivals = self._likely("batch")
-        self._rivals = {"single": single_rivals, "batch": batch_rivals}
-        self._trials: dict[int, Trial] = {}  # by how many binary digits the number of examples has
-        self._one = None if single_rivals else self._single.shortest(1, self._pool)
-        self._one_shape = (1, *graph.input.shape) if self._one else None
+        self._pool, self._process = Pool(threads or torch.get_num_threads()), os.getpid()
+        self._single, self._batch = (self._runner(key, plans[key][0]) for key in ("single", "batch"))
+        self._kept: dict[int, Way] = {}  # by how many binary digits the number of examples has
+        self._one = None if self._rivals("single") else self._single.shortest(1, self._pool)
+        self._one_shape = (1, *graph.input.shape)
 
-    def _likely(self, key: str) -> list[Runner]:
-        """Plans that are run: the first, and those that may turn out faster."""
-        plans, split = self.plans[key], Network(self.graph, single=key == "single")
-        limit = LIKELY * self._pool.threads * plans[0].seconds
-        return [Runner(split, plan) for plan in plans if plan.seconds <= limit]
+    def _runner(self, key: str, plan: Plan) -> Runner:
+        return Runner(Network(self.graph, single=key == "single"), plan)
 
     def __call__(self, batch: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        """Outputs (N, ...) of the kind the input is.
+        """Outputs (N, ...) of the kind the input is. The first call with about so many examples may take up to half a
+        second longer, to find the fastest way.
 
         Raises:
             TypeError: not a float32 array, nor such a tensor on the CPU. ValueError: another shape than compiled for.
@@ -69,8 +67,8 @@ class CompiledNet:
         if tensor and batch.device.type != "cpu":
             raise TypeError(f"compiled for the CPU, the batch is on {batch.device}: move it with .cpu()")
         array = batch.detach().numpy() if tensor else batch
-        if array.shape == self._one_shape:
-            out = self._one(np.ascontiguousarray(array))  # type: ignore[misc]
+        if self._one and array.shape == self._one_shape:
+            out = self._one(np.ascontiguousarray(array))
         elif array.ndim == 0 or array.shape[1:] != self.graph.input.shape:
             wanted = ", ".join(map(str, self.graph.input.shape))
             raise ValueError(f"compiled for batches (N, {wanted}), not {array.shape}")
@@ -82,36 +80,58 @@ class CompiledNet:
         if not len(array):
             return np.empty((0, *self.graph.output.shape), np.float32)
         size = len(array).bit_length()
-        if size not in self._trials:
-            self._trials.setdefault(size, Trial(self._ways(len(array))))
-        return self._trials[size](array)
+        if size not in self._kept:
+            with self._pool.trial:
+                if size not in self._kept:
+                    self._kept[size] = way = quickest(self._ways(len(array)), array)
+                    if size == 1 and not way.keywords["together"]:
+                        self._one = way.keywords["single"].shortest(1, self._pool)
+        return self._kept[size](array)
 
     def _ways(self, count: int) -> list[Way]:
-        """Ways to run about so many examples: as planned, and those that may turn out faster."""
-        ways: list[Way] = [self._as_planned]
-        if count * self._block_s() > TRIED_S * vector_lanes():
-            return ways
-        if self._single.shares(self._pool) or self._batch.shares(self._pool):
-            ways.append(functools.partial(self._as_planned, together=True))
-        rivals = self._rivals["single" if self._one_by_one(count) else "batch"]
-        return ways + [functools.partial(rival, pool=self._pool) for rival in rivals]
+        """Ways to run about so many examples: as planned, on threads apart and together, and with plans that may turn
+        out faster."""
 
-    def _block_s(self) -> float:
-        plan = self.plans["batch"][0]
-        return plan.seconds / plan.examples * vector_lanes()
+        def way(**changed: Any) -> Way:
+            planned = {"single": self._single, "batch": self._batch, "together": False}
+            return functools.partial(self._call, **planned | changed)
+
+        one_by_one = self._one_by_one(count)
+        key, runner = ("single", self._single) if one_by_one else ("batch", self._batch)
+        shares = runner.shares(self._pool)
+        if min(self._planned_s(count)) > TRIED_S:
+            blocks = count if one_by_one else -(-count // vector_lanes())
+            return [way(together=shares and blocks < self._pool.threads)]
+        together = [way(together=True)] if shares else []
+        return [way(), *together, *(way(**{key: self._runner(key, plan)}) for plan in self._rivals(key))]
+
+    def _rivals(self, key: str) -> list[Plan]:
+        """Plans that may turn out faster than the first: with more threads, all that there are. PyTorch has as many
+        threads as it was told, and in a fork of a process that used them it may wait for ever."""
+        best, *others = self.plans[key]
+        limit = LIKELY * best.seconds if self._pool.threads == 1 else np.inf
+        pytorch = torch.get_num_threads() <= self._pool.threads and os.getpid() == self._process
+        return [
+            plan for plan in others if plan.seconds <= limit and (pytorch or all(item.native for item in plan.items))
+        ]
+
+    def _planned_s(self, count: int) -> tuple[float, float]:
+        """Seconds for so many examples, one by one and in blocks."""
+        lanes, batch = vector_lanes(), self.plans["batch"][0]
+        return count * self.plans["single"][0].seconds, -(-count // lanes) * lanes * batch.seconds / batch.examples
 
     def _one_by_one(self, count: int) -> bool:
-        """Whether so many single examples are planned to take less time than a batch of them."""
-        return count * self.plans["single"][0].seconds <= -(-count // vector_lanes()) * self._block_s()
+        single_s, batch_s = self._planned_s(count)
+        return single_s <= batch_s
 
-    def _as_planned(self, array: np.ndarray, together: bool = False) -> np.ndarray:
+    def _call(self, array: np.ndarray, *, single: Runner, batch: Runner, together: bool) -> np.ndarray:
         count, rest = len(array), len(array) % vector_lanes()
         if self._one_by_one(count):
-            return self._single(array, self._pool, together)
+            return single(array, self._pool, together)
         if rest and count > rest and self._one_by_one(rest):
-            parts = (self._batch, array[:-rest]), (self._single, array[-rest:])
+            parts = (batch, array[:-rest]), (single, array[-rest:])
             return np.concatenate([runner(part, self._pool, together) for runner, part in parts])
-        return self._batch(array, self._pool, together)
+        return batch(array, self._pool, together)
 
     def summary(self) -> str:
         """Per layer: shape, density, what was removed, how it runs, how long every way takes, and how near that is to

@@ -4,6 +4,7 @@ import functools
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -78,16 +79,11 @@ class NativeRun:
         """Whether so much is done to a block that several threads may have it done sooner together."""
         return pool.worth(self.block * self.example_s) > 1
 
-    def _together(self, addresses: Sequence[int], blocks: int, pool: "Pool") -> bool:
-        """`compute`, on all threads together, each some of the channels. False, and nothing was done, where that
-        cannot be."""
-        if not blocks or not self.shares(pool):
-            return False
-        bounds = []
+    def _together(self, addresses: Sequence[int], blocks: int, pool: "Pool") -> None:
+        """`compute`, on all threads together, each some of the channels."""
         for bound, places, groups in self._pieces(addresses, blocks, pool.threads):
             bound.point_to(places, groups)
-            bounds.append(bound)
-        return pool.run_together(bounds)
+            pool.run_together(bound)
 
     def _apart(self, addresses: Sequence[int], blocks: int, pool: "Pool") -> None:
         """`compute`, with blocks of its own for every thread that they are worth."""
@@ -116,8 +112,8 @@ class NativeRun:
         return outputs
 
     def _share_out(self, addresses: Sequence[int], blocks: int, pool: "Pool", together: bool) -> None:
-        if not (together and self._together(addresses, blocks, pool)):
-            self._apart(addresses, blocks, pool)
+        share_out = self._together if together and self.shares(pool) else self._apart
+        share_out(addresses, blocks, pool)
 
     def _from(self, block: int, addresses: Sequence[int]) -> list[int]:
         return [a + block * bytes for a, bytes in zip(addresses, self._block_bytes, strict=True)]
@@ -153,13 +149,21 @@ class OneExample:
 
 
 class Pool:
-    """Threads that work is shared out to; the calling one takes part."""
+    """Threads that work is shared out to; the calling one takes part.
+
+    Attributes:
+        trial: held by the caller whose ways are timed.
+    """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
+        self.renew()
+        _POOLS.add(self)
+
+    def renew(self) -> None:
+        """For a process of its own: a fork has neither the threads nor those who held the locks."""
         self._executor: ThreadPoolExecutor | None = None
-        self._process = 0
-        self._together = threading.Lock()
+        self._together, self.trial = threading.Lock(), threading.Lock()
 
     def worth(self, seconds: float) -> int:
         """Threads that so much work is worth waking."""
@@ -168,8 +172,8 @@ class Pool:
     def run(self, jobs: Sequence[Callable[[], None]], give_up: Callable[[], None] = lambda: None) -> None:
         """Run all jobs at the same time, as many as there are threads at most. When not all can be started, or the
         caller is interrupted, `give_up` makes an end of those that were."""
-        if len(jobs) > 1 and (self._executor is None or self._process != os.getpid()):  # a fork has no threads
-            self._executor, self._process = self._started(), os.getpid()
+        if len(jobs) > 1 and self._executor is None:
+            self._executor = self._started()
         waiting: list[Future[None]] = []
         try:
             for job in jobs[1:]:  # one by one, for those that were started are waited for in any case
@@ -196,17 +200,16 @@ class Pool:
             raise
         return executor
 
-    def run_together(self, bounds: Sequence[Bound]) -> bool:
-        """Run programs of as many threads, one after the other. False, and nothing was run, where another caller does
-        so just now: each could hold threads that the other waits for."""
-        if not self._together.acquire(blocking=False):
-            return False
-        try:
-            for bound in bounds:
-                self.run(bound.members, bound.release)
-        finally:
-            self._together.release()
-        return True
+    def run_together(self, bound: Bound) -> None:
+        """Run a program of as many threads. One caller at a time does: two could each hold threads that the other waits
+        for."""
+        with self._together:
+            self.run(bound.members, bound.release)
+
+
+_POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: [pool.renew() for pool in _POOLS])
 
 
 class Runner:
@@ -248,4 +251,5 @@ class Runner:
             given = [values[name] for name in stretch.inputs]
             made = stretch(given) if isinstance(stretch, TorchRun) else stretch(given, pool, together)
             values |= zip(stretch.outputs, made, strict=True)
-        return values[self.network.output].reshape(len(batch), *self.network.graph.output.shape)
+        out = values[self.network.output].reshape(len(batch), *self.network.graph.output.shape)
+        return np.ascontiguousarray(out)  # PyTorch may have its channels last

@@ -19,9 +19,9 @@ def describe(graph: Graph, plans: dict[str, list[Plan]]) -> str:
         plan = plans[key][0]
         rows = list(_rows(graph, plan))
         headers = ["layer", "output", "nonzero", "density", "runs as", "µs", "of limit", "every way, µs"]
-        whole = _times(plan.ways, plan)
+        whole = f"planned for {plan.examples} on one thread: {_times(plan.ways, plan)}"
         parts.append(
-            f"{title}: {_us(plan.seconds, plan)} µs an example, measured for {plan.examples} ({whole})\n"
+            f"{title}: {_us(plan.seconds, plan)} µs an example ({whole})\n"
             + tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True, maxcolwidths=[None] * 7 + [60])
         )
     if graph.removed:
@@ -52,7 +52,7 @@ def _rows(graph: Graph, plan: Plan) -> Iterator[list[str]]:
 def chosen(item: Item) -> tuple[float, str]:
     """The seconds of the way an item runs, and its name."""
     if not item.native:
-        return item.seconds[PYTORCH], PYTORCH
+        return item.seconds.get(PYTORCH, float(np.nan)), PYTORCH
     way = f"{item.chosen} late" if item.late else item.chosen
     return item.seconds.get(way, float(np.nan)), way
 

@@ -1,42 +1,40 @@
-"""Which of several ways is the fastest, timed when it first matters."""
+"""Which of several ways is the fastest."""
 
+import functools
 import statistics
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-Way = Callable[[np.ndarray], np.ndarray]
-ROUNDS, RUN_IN_S = 7, 0.03  # at the least; threads of a process that was idle may share a core for a while
+Way = functools.partial[np.ndarray]
+ROUNDS, TRIAL_S = 5, 0.3  # every way once, then in turn for so many rounds or so long
+RUN_IN_S = 0.01  # by then threads have spread over the cores, and those of the way before have come to rest
+HOPELESS = 3  # times slower
 
 
-class Trial:
-    """Ways to the same result from a batch (N, ...), which may differ by rounding. At the first call all are timed, in
-    turn, and the one whose median is the least is taken, then and from then on: equal inputs give equal outputs.
+def quickest(ways: Sequence[Way], batch: np.ndarray) -> Way:
+    """The way to the same result from a batch (N, ...) whose median is the least, timed as one call among many, in turn
+    with the others."""
+    samples: list[list[float]] = [[] for _ in ways]
+    left, started = list(range(len(ways))), time.perf_counter()
+    for _ in range(ROUNDS):
+        if len(left) == 1 or (samples[0] and time.perf_counter() - started > TRIAL_S):
+            break
+        for number in left:
+            samples[number].append(_among_many(ways[number], batch))
+        medians = {number: statistics.median(samples[number]) for number in left}
+        left = sorted((n for n in left if medians[n] <= HOPELESS * min(medians.values())), key=medians.__getitem__)
+    return ways[left[0]]
 
-    Args:
-        ways: at least one.
-    """
 
-    def __init__(self, ways: Sequence[Way]) -> None:
-        self.kept = ways[0] if len(ways) == 1 else None
-        self._ways, self._lock = ways, threading.Lock()
-
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
-        if self.kept is None:
-            with self._lock:
-                self.kept = self.kept or self._fastest(batch)
-        return self.kept(batch)
-
-    def _fastest(self, batch: np.ndarray) -> Way:
-        """Of each way what is timed is the second of two calls: the first brings what it reads into the caches."""
-        started, samples = time.perf_counter(), [[] for _ in self._ways]
-        while len(samples[0]) < ROUNDS or time.perf_counter() - started < RUN_IN_S:
-            for way, seconds in zip(self._ways, samples, strict=True):
-                way(batch)
-                before = time.perf_counter()
-                way(batch)
-                seconds.append(time.perf_counter() - before)
-        medians = [statistics.median(seconds) for seconds in samples]
-        return self._ways[medians.index(min(medians))]
+def _among_many(way: Way, batch: np.ndarray) -> float:
+    """Seconds of a call that follows others like it."""
+    started = time.perf_counter()
+    while True:
+        way(batch)
+        before = time.perf_counter()
+        if before - started >= RUN_IN_S:
+            break
+    way(batch)
+    return time.perf_counter() - before
