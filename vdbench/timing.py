@@ -22,13 +22,13 @@ from vdbench.pruning import load_net
 from vdbench.records import Record, Timing
 from vdbench.sparse.backends import BACKENDS, BackendMissing, Run
 from vdbench.sparse.machine import calibrate
+from vdbench.sparse.trial import RUN_IN_S
 
 log = logging.getLogger("vdbench")
 
 TOLERANCE = 1e-4  # of the largest output: float32 sums in another order
 WINOGRAD, WINOGRAD_TOLERANCE = ("mnn_dense", "mnn_sparse"), 1e-3  # whose convolutions are less exact
 QUIET_S = 0.002
-RUN_IN_S = 0.01  # until then a system may have left all threads of a process that was idle on one core
 WARM_UP_CALLS, SLOW_CALL_S = 5, 0.1  # after the first, which may make preparations; one will do where calls are slow
 
 

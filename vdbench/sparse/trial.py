@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vdbench.sparse.plan import CLEARLY
+
 Way = functools.partial[np.ndarray]
 ROUNDS, TRIAL_S = 5, 0.3  # every way once, then in turn for so many rounds or so long
-RUN_IN_S = 0.01  # by then threads have spread over the cores, and those of the way before have come to rest
-HOPELESS = 3  # times slower
+RUN_IN_S = 0.01  # by then threads have spread over the cores: a system may leave those of an idle process on one
 
 
 def quickest(ways: Sequence[Way], batch: np.ndarray) -> Way:
@@ -24,7 +25,7 @@ def quickest(ways: Sequence[Way], batch: np.ndarray) -> Way:
         for number in left:
             samples[number].append(_among_many(ways[number], batch))
         medians = {number: statistics.median(samples[number]) for number in left}
-        left = sorted((n for n in left if medians[n] <= HOPELESS * min(medians.values())), key=medians.__getitem__)
+        left = sorted((n for n in left if medians[n] <= CLEARLY * min(medians.values())), key=medians.__getitem__)
     return ways[left[0]]
 
 
