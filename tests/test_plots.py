@@ -63,6 +63,12 @@ def test_without_records_every_figure_says_so(suite, tmp_path, caplog):
     assert "time_per_image_fc: no data: no net of fc is timed yet" in caplog.text
 
 
+def test_figures_without_data_may_be_left_out_and_old_ones_go(suite, tmp_path):
+    (tmp_path / "time_per_image_fc.svg").write_text("old")
+    assert plots.write_plots(suite, {HERE: []}, {HERE: tmp_path}, tmp_path, partial=True) == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_empty_figure_states_its_reason():
     assert "no data: nobody ran it" in [text.get_text() for text in style.empty("log_alpha_fc", "nobody ran it").texts]
 

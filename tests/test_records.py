@@ -1,6 +1,7 @@
 """Records: what is refused, what is stale, and that a file is whole or not there."""
 
 import json
+import shutil
 
 import factory
 import pytest
@@ -41,7 +42,7 @@ def test_records_of_untrained_nets_are_read_and_loaded(tmp_path):
     factory.write_results(tmp_path, untrained, made)
     assert records.load(tmp_path, untrained) == (made, [])
     (tmp_path / "conv/density0.1/seed0/time.json").unlink()
-    assert records.load(tmp_path, untrained)[1] == ["missing: conv/density0.1/seed0 time"]
+    assert records.load(tmp_path, untrained)[1] == ["missing: conv/density0.1"]
     other = factory.untrained_suite(backends=["torch_dense"], rounds=7)
     assert len(records.load(tmp_path, other)[1]) == len(made)
 
@@ -57,6 +58,17 @@ def test_a_missing_record_is_named(suite, results):
     found, notes = records.load(results, suite)
     assert notes == ["missing: fc/vd_warmup/seed0 prune"]
     assert len(found) == len(list(suite.jobs())) - 1
+
+
+def test_what_there_is_nothing_of_takes_one_line(suite, results):
+    for stage in ("train", "prune"):
+        path_of(results, stage=stage, seed=1).unlink()
+    assert records.load(results, suite)[1] == ["missing: fc/vd_warmup/seed1"]
+    shutil.rmtree(results / "fc" / "vd_warmup")
+    shutil.rmtree(results / "fc" / "dense" / "seed1")
+    assert records.load(results, suite)[1] == ["missing: fc/dense/seed1", "missing: fc/vd_warmup"]
+    shutil.rmtree(results)
+    assert records.load(results, suite) == ([], ["missing: fc"])
 
 
 def test_a_record_of_another_spec_is_stale(results):

@@ -126,7 +126,7 @@ def plot(args: argparse.Namespace) -> int:
     from vdbench import plots
 
     folders, sources, _ = _sources(args)
-    for path in plots.write_plots(args.suite, sources, folders, args.output):
+    for path in plots.write_plots(args.suite, sources, folders, args.output, partial=args.partial):
         print(path)
     return 0
 

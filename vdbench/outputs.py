@@ -60,7 +60,7 @@ FIGURES = {
     "log_alpha": "log α after training",
     "first_layer": "what the first layer kept",
     "layers_left": "what is left of each layer",
-    "time_per_image": "time per image",
+    "time_per_image": "time per image or word",
     "speedup_by_sparsity": "speedup against sparsity",
     "roofline": "roofline",
 }
@@ -103,6 +103,11 @@ def method(name: str) -> str:
 def measure(experiment: Experiment) -> str:
     """What nets are judged by, the smaller the better: `perplexity` for language models, else `error` in percent."""
     return "perplexity" if experiment.model in LANGUAGE_MODELS else "error"
+
+
+def example(model: str) -> str:
+    """What of a batch is timed: by whose time nets are compared."""
+    return "a word" if model in LANGUAGE_MODELS else "an image"
 
 
 def error_unit(experiment: Experiment) -> str:

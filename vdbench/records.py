@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -105,7 +106,22 @@ class Timing(_Part):
     device: str
     threads: int
     batch_size: int
+    steps: int = Field(1, description="words of every text in the batch, of a language model")
     samples_s: list[float]
+
+    @property
+    def examples(self) -> int:
+        """Images in a call, or words."""
+        return self.batch_size * self.steps
+
+    @property
+    def setting(self) -> tuple[int, int, int]:
+        return self.threads, self.batch_size, self.steps
+
+    @property
+    def batch(self) -> str:
+        """What a call is given, such as 64 images, or 64 x 35 words."""
+        return f"{self.batch_size}" + (f" × {self.steps}" if self.steps > 1 else "")
 
 
 class Provenance(_Part):
@@ -239,23 +255,31 @@ def run_folder(results: Path, experiment: str, method: str, seed: int) -> Path:
 
 
 def load(results: Path, suite: Suite) -> tuple[list[Record], list[str]]:
-    """The records of a suite under `results` that are current, and a line for each run that is missing or stale.
+    """The records of a suite under `results` that are current, and a line for what is missing or stale.
 
     A record is stale when it was made under another spec or another stage version, lies in another run's place, or
     was made from other weights than those trained last. Raises RecordError for a file that is not a record.
     """
-    records, notes = [], []
-    for job in suite.jobs():
-        stage, experiment, method, seed = job
-        name = f"{experiment}/{method}/seed{seed} {stage}"
+    records, stale, missing = [], [], []
+    jobs = list(suite.jobs())
+    for job in jobs:
         record, reason = find(results, suite, *job)
         if record is None:
-            notes.append(f"missing: {name}")
+            missing.append(job)
         elif reason:
-            notes.append(f"stale: {name}: {reason}")
+            stale.append(f"stale: {_names(*job)[-1]}: {reason}")
         else:
             records.append(record)
-    return records, notes
+    planned, absent = (Counter(name for job in some for name in _names(*job)) for some in (jobs, missing))
+    # an experiment, a method or a run of which there is nothing takes one line
+    widest = (next(name for name in _names(*job) if absent[name] == planned[name]) for job in missing)
+    return records, [*(f"missing: {name}" for name in dict.fromkeys(widest)), *stale]
+
+
+def _names(stage: str, experiment: str, method: str, seed: int) -> tuple[str, str, str, str]:
+    """What a job is part of, the widest first, and itself."""
+    run = f"{experiment}/{method}/seed{seed}"
+    return experiment, f"{experiment}/{method}", run, f"{run} {stage}"
 
 
 def find(

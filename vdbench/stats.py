@@ -56,8 +56,8 @@ class Speedup:
     limit: float | None
 
     @property
-    def seconds_an_image(self) -> float:
-        return self.seconds / self.timing.batch_size
+    def seconds_an_example(self) -> float:
+        return self.seconds / self.timing.examples
 
 
 def summarise(values: Sequence[float]) -> Summary | None:
@@ -111,20 +111,20 @@ def contestants(found: Sequence[Speedup]) -> tuple[Speedup | None, Speedup | Non
     return ours, dense, next(others, None)
 
 
-def _setting(timing: Timing) -> tuple[str, int, int]:
-    return timing.device, timing.threads, timing.batch_size
-
-
 def _median(timing: Timing) -> float:
     return float(np.median(timing.samples_s))
 
 
 def _speedup(record: Record, timing: Timing) -> Speedup:
-    beside = [t for t in record.timing if _setting(t) == _setting(timing) and t.backend in DENSE_BACKENDS]
+    beside = [
+        t
+        for t in record.timing
+        if (t.device, t.setting) == (timing.device, timing.setting) and t.backend in DENSE_BACKENDS
+    ]
     best = min(beside, key=_median, default=None)
     torch = next((t for t in beside if t.backend == "torch_dense"), None)
     seconds = _median(timing)
-    gflops = 2e-9 * record.work.multiply_adds * timing.batch_size / seconds if record.work else None
+    gflops = 2e-9 * record.work.multiply_adds * timing.examples / seconds if record.work else None
     peak = record.limits.get("fma")
     return Speedup(
         timing=timing,

@@ -20,15 +20,17 @@ from vdbench.job import Job
 from vdbench.process import denormals_are_zero, threads_restored
 from vdbench.pruning import load_net
 from vdbench.records import Record, Timing
-from vdbench.sparse.backends import BACKENDS, BackendMissing, Run
+from vdbench.sparse.backends import BACKENDS, LANGUAGE_BACKENDS, BackendMissing, Run
 from vdbench.sparse.machine import calibrate
 from vdbench.sparse.trial import RUN_IN_S
+from vdbench.structure import LanguageModel
 
 log = logging.getLogger("vdbench")
 
 TOLERANCE = 1e-4  # of the largest output: float32 sums in another order
 WINOGRAD, WINOGRAD_TOLERANCE = ("mnn_dense", "mnn_sparse"), 1e-3  # whose convolutions are less exact
 QUIET_S = 0.002
+STEPS = (1, 35)  # words of every text in a call of a language model: it writes, or reads as in training
 WARM_UP_CALLS, SLOW_CALL_S = 5, 0.1  # after the first, which may make preparations; one will do where calls are slow
 
 
@@ -95,22 +97,34 @@ def _build(
     """The contenders, and why those that are not among them are missing."""
     runs: dict[str, Run] = {}
     missing: dict[str, str] = {}
+    backends = LANGUAGE_BACKENDS if isinstance(model, LanguageModel) else BACKENDS
     for name in names:
         try:
-            runs[name] = BACKENDS[name](model, example, threads)
+            if name not in backends:
+                raise BackendMissing("it does not run language models here")
+            runs[name] = backends[name](model, example, threads)
         except BackendMissing as error:
             missing[name] = str(error)
             log.warning("%s left out: %s", name, error)
     return runs, missing
 
 
-def _net(spec: RunSpec | CaseSpec, pruned: Path | None) -> tuple[nn.Module, synthetic.Shape]:
+def _net(spec: RunSpec | CaseSpec, pruned: Path | None) -> tuple[nn.Module, synthetic.Shape | None]:
+    """The net and the shape of an example, None of a language model's."""
     if isinstance(spec, CaseSpec):
         return synthetic.build(spec)
     if pruned is None:
         raise SuiteError(f"--pruned: needed for {spec.method}")
     model: Any = load_net(pruned)[0]
-    return model, model.input_shape
+    return model, None if isinstance(model, LanguageModel) else model.input_shape
+
+
+def _batch(model: nn.Module, shape: synthetic.Shape | None, size: int, steps: int) -> np.ndarray:
+    """Random images, float32 (size, ...), or words, int64 (steps, size)."""
+    generator = np.random.default_rng(0)
+    if shape is None:
+        return generator.integers(model.output.out_features, size=(steps, size))  # type: ignore[union-attr, arg-type]
+    return generator.random((size, *shape), dtype=np.float32)
 
 
 def time_inference(
@@ -118,7 +132,8 @@ def time_inference(
 ) -> Record:
     """Time a net on every backend, batch size and thread count of `spec.timing`, and write `time.json`.
 
-    A backend that is not installed is left out, with a line in the record. Threads and samples are recorded, as are the
+    A language model is timed with one word of every text in the batch and with `STEPS[-1]`, from the state zero. A
+    backend that is not installed is left out, with a line in the record. Threads and samples are recorded, as are the
     work that the net asks for and what this machine could do at most.
 
     Args:
@@ -132,35 +147,34 @@ def time_inference(
         raise SuiteError("--spec: does not say how to time: it lacks 'timing'")
     job = Job("time", spec, suite)
     model, shape = _net(spec, pruned)
-    generator = np.random.default_rng(0)
     timings: list[Timing] = []
     missing: dict[str, str] = {}
     thread_counts = list(dict.fromkeys(available_cores() if t == "all" else t for t in spec.timing.threads))
-    settings = list(itertools.product(thread_counts, spec.timing.batch_sizes))
+    calls = list(itertools.product(spec.timing.batch_sizes, STEPS if shape is None else (1,)))
+    settings = list(itertools.product(thread_counts, calls))
     runs: dict[str, Run] = {}
     with threads_restored(), denormals_are_zero(), tqdm(settings, disable=not progress) as bar:
-        for threads, batch_size in bar:
-            images = generator.random((batch_size, *shape), dtype=np.float32)
-            if batch_size == spec.timing.batch_sizes[0]:
+        for threads, (batch_size, steps) in bar:
+            images = _batch(model, shape, batch_size, steps)
+            if (batch_size, steps) == calls[0]:
                 torch.set_num_threads(threads)
                 runs, missing = _build(model, images, threads, spec.timing.backends)
             if not runs:
                 continue
             check_equal(runs, images)
             samples = interleaved(runs, images, spec.timing.rounds, spec.timing.min_sample_s)
-            timings += [
-                Timing(backend=name, device="cpu", threads=threads, batch_size=batch_size, samples_s=taken)
-                for name, taken in samples.items()
-            ]
-            medians = ", ".join(f"{name} {1e6 * np.median(s) / batch_size:.1f}" for name, s in samples.items())
-            log.info("threads %d  batch %d  us an image: %s", threads, batch_size, medians)
+            setting = {"device": "cpu", "threads": threads, "batch_size": batch_size, "steps": steps}
+            timed = [Timing(backend=name, samples_s=taken, **setting) for name, taken in samples.items()]
+            timings += timed
+            medians = ", ".join(f"{t.backend} {1e6 * np.median(t.samples_s) / t.examples:.1f}" for t in timed)
+            log.info("threads %d  batch %s  us an example: %s", threads, timed[0].batch, medians)
     record = job.record(
         device="cpu",
         status="ok",
         timing=timings,
         missing_backends=missing,
         size=metrics.size(model),
-        work=metrics.work(model, torch.zeros(1, *shape)),
+        work=None if shape is None else metrics.work(model, torch.zeros(1, *shape)),
         limits=calibrate(),
     )
     records.write(record, output / "time.json")

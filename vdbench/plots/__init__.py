@@ -37,13 +37,18 @@ log = logging.getLogger(__name__)
 
 
 def write_plots(
-    suite: Suite, sources: Mapping[str, Sequence[Record]], folders: Mapping[str, Path], output: Path
+    suite: Suite,
+    sources: Mapping[str, Sequence[Record]],
+    folders: Mapping[str, Path],
+    output: Path,
+    *,
+    partial: bool = False,
 ) -> list[Path]:
     """Write every figure of `outputs.figure_names(suite)`.
 
     `sources` are records by where they come from and `folders` the results folders they lie in. An experiment is drawn
     from the last source that has pruned nets, or timings, of it, and the figure says which. One without data says so,
-    and why.
+    and why, or is left out if `partial`.
     """
     written = []
     with style.context():
@@ -55,6 +60,10 @@ def write_plots(
                     figure = FIGURES[kind](*[view(suite, name, sources, folders) for name in names])
             except NoData as reason:
                 log.warning("%s: no data: %s", stem, reason)
+                if partial:
+                    for extension in outputs.FIGURE_FORMATS:
+                        (output / f"{stem}.{extension}").unlink(missing_ok=True)
+                    continue
                 figure = style.empty(stem, str(reason))
             written += style.save(figure, output, stem)
     return written

@@ -1,4 +1,4 @@
-"""How long an image takes, engine by engine."""
+"""How long an image, or a word, takes, engine by engine."""
 
 import itertools
 
@@ -33,19 +33,18 @@ def time_per_image(net: Timed) -> Figure:
         raise NoData(f"no net of {net.name} is timed yet")
     found = [(record, item) for record in net.records for item in speedups(record)]
     threads = sorted({item.timing.threads for _, item in found})
-    batches = sorted({item.timing.batch_size for _, item in found})
+    batches = sorted({(item.timing.batch_size, item.timing.steps, item.timing.batch) for _, item in found})
     engines = len({item.timing.backend for _, item in found})
     rows = list(itertools.product(net.records, threads))
     figure = Figure(figsize=(1 + 4.1 * len(batches), (1 + 0.24 * engines) * len(rows) + 1))
     axes = figure.subplots(len(rows), len(batches), sharex="col", squeeze=False)
     for line, (record, count) in zip(axes, rows, strict=True):
-        for axis, batch in zip(line, batches, strict=True):
-            setting = (count, batch)
-            _panel(axis, [i for r, i in found if r is record and (i.timing.threads, i.timing.batch_size) == setting])
+        for axis, (*call, batch) in zip(line, batches, strict=True):
+            _panel(axis, [i for r, i in found if r is record and i.timing.setting == (count, *call)])
             of_threads = f"{count} thread" + ("s" if count > 1 else "")
             axis.set_title(f"{outputs.method(record.method)}, {of_threads}, batch {batch}", fontsize="small")
     for axis in axes[-1]:
-        axis.set_xlabel("Time an image (µs)")
+        axis.set_xlabel(f"Time {outputs.example(net.records[0].model)} (µs)")
         low, high = axis.get_xlim()
         axis.set_xlim(low / (high / low) ** 0.05, high * (high / low) ** 0.6)  # room for the labels of the slowest
         plain_log_axis(axis, "x", (1,) if np.ptp(np.log10(axis.get_xlim())) > 1.5 else (1, 2, 5))
@@ -65,7 +64,7 @@ def _panel(axis: Axes, found: list[Speedup]) -> None:
     ordered = sorted(found, key=lambda item: item.seconds)
     for place, item in enumerate(ordered):
         colour, marker, _ = _KINDS[_kind(item.timing.backend)]
-        time = 1e6 * item.seconds_an_image
+        time = 1e6 * item.seconds_an_example
         axis.plot(time, place, marker, color=colour, ms=7)
         ratio = f", {_short(item.over_best.value)}×" if item.over_best else ""
         beside = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": "x-small"}

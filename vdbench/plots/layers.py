@@ -33,7 +33,7 @@ def _settings(layer: Timed) -> tuple[int, list[int]]:
 
 
 def _at(record: Record, threads: int, batch_size: int) -> list[Speedup]:
-    return [i for i in speedups(record) if (i.timing.threads, i.timing.batch_size) == (threads, batch_size)]
+    return [i for i in speedups(record) if i.timing.setting == (threads, batch_size, 1)]
 
 
 def speedup_by_sparsity(*layers: Timed) -> Figure:

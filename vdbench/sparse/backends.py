@@ -2,7 +2,7 @@
 
 Each takes the net, in eval mode, an example of its input, float32 (N, ...), and a number of threads, and gives a
 function from a float32 (N, ...) array, of any N, to the array of outputs. Those in PyTorch use the threads that the
-process has.
+process has. Language models have ways of their own, from int64 (T, N) words to logits.
 """
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import nn
 
 from vdbench.config_timing import Backend
 from vdbench.sparse.engine import compile_sparse
+from vdbench.sparse.peers import language
 from vdbench.sparse.peers.common import BackendMissing as BackendMissing
 from vdbench.sparse.peers.common import Build, Run
 from vdbench.sparse.peers.engines import mnn_dense, mnn_sparse, onnxruntime, onnxruntime_compacted, openvino
@@ -38,4 +39,10 @@ BACKENDS: dict[Backend, Build] = {
     "sparse_dot_mkl": sparse_dot_mkl,
     "im2col_scipy": im2col_scipy,
     "vdbench": vdbench,
+}
+LANGUAGE_BACKENDS: dict[Backend, Build] = {
+    "torch_dense": language.torch_dense,
+    "onnxruntime": language.onnxruntime,
+    "torch_csr": language.torch_csr,
+    "vdbench": language.vdbench,
 }

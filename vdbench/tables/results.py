@@ -101,7 +101,7 @@ def source_notes(sources: Sources, notes: Mapping[str, Sequence[str]]) -> list[s
     for source, records in sources.items():
         own = notes.get(source, [])
         if not records:
-            lines.append(f"{source}: no records ({_counted(own)})" if own else f"{source}: no records")
+            lines.append(f"{source}: no records")
             lines += [f"{source}: {note}" for note in own if not note.startswith("missing")]
             continue
         lines += [f"{source}: {note}" for note in own]
@@ -118,8 +118,3 @@ def source_notes(sources: Sources, notes: Mapping[str, Sequence[str]]) -> list[s
                     "versions are the same, so their numbers should be too"
                 )
     return lines
-
-
-def _counted(notes: Sequence[str]) -> str:
-    counts = Counter(note.split(":")[0] for note in notes)
-    return ", ".join(f"{n} {kind}" for kind, n in counts.items())

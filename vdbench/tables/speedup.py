@@ -13,16 +13,18 @@ from vdbench.tables.render import NOTHING, Document, Section, fixed, percent, ra
 from vdbench.tables.results import Sources, source_notes
 
 LEGEND = [
-    "Time = median over interleaved samples of a call among many, divided by the batch size. Over X = median over "
-    "samples of (X / engine) at the same batch size and number of threads, with the 95 % percentile bootstrap interval "
-    "of that median: it says how steady this machine was, not how other machines would do. Best dense = the fastest, "
-    "in that very setting, of " + "; ".join(outputs.BACKENDS[backend] for backend in DENSE_BACKENDS) + ".",
+    "Time = median over interleaved samples of a call among many, divided by its images or words. Batch = images, "
+    "or texts, of each of which a call reads one word, or as many as follow ×. Over X = median over samples of (X / "
+    "engine) in the same setting, with the 95 % percentile bootstrap interval of that median: it says how steady this "
+    "machine was, not how other machines would do. Best dense = the fastest, in that very setting, of "
+    + "; ".join(outputs.BACKENDS[backend] for backend in DENSE_BACKENDS)
+    + ".",
     "Dense engines run the pruned net with its zeros; compacted, dense engines run it without its dead units; all "
     "others compute with sparse weights. Of limit = multiply-adds with weights that are not zero, against what the "
     "cores could do of them at most, operands in registers.",
 ]
 _COLUMNS = ["experiment", "model", "method", "seed", "source", "density", "backend", "device", "threads", "batch_size"]
-_COLUMNS += ["n", "median_s", "us_per_image", "best_dense", "speedup", "speedup_low", "speedup_high"]
+_COLUMNS += ["steps", "n", "median_s", "us_per_example", "best_dense", "speedup", "speedup_low", "speedup_high"]
 _COLUMNS += ["over_torch", "gflops", "of_limit", "cpu"]
 _IN_TERMINAL = ["Weights left", "Batch", "vdbench, µs", "Over best dense", "Best dense, µs", "Best other, µs"]
 
@@ -83,17 +85,17 @@ def _sections(suite: Suite, name: str, records: Sequence[tuple[str, Record]]) ->
         found = speedups(record)
         if found:
             heading = f"{title}, {outputs.method(record.method)}, seed {record.seed}"
-            yield Section(f"{heading}, {source}, {record.provenance.cpu}", _every_engine(found))
+            yield Section(f"{heading}, {source}, {record.provenance.cpu}", _every_engine(found, record.model))
 
 
-def _every_engine(found: Sequence[Speedup]) -> pd.DataFrame:
-    ordered = sorted(found, key=lambda item: (item.timing.threads, item.timing.batch_size, item.seconds))
+def _every_engine(found: Sequence[Speedup], model: str) -> pd.DataFrame:
+    ordered = sorted(found, key=lambda item: (*item.timing.setting, item.seconds))
     return _without_empty(
         {
             "Threads": str(item.timing.threads),
-            "Batch": str(item.timing.batch_size),
+            "Batch": item.timing.batch,
             "Engine": _engine(item.timing.backend),
-            "Time an image, µs": _microseconds(item),
+            f"Time {outputs.example(model)}, µs": _microseconds(item),
             "Over best dense": _value(item.over_best),
             "95 % interval": _interval(item.over_best),
             "Best dense": _engine(item.over_best.reference) if item.over_best else NOTHING,
@@ -110,15 +112,14 @@ def _contest(records: Sequence[tuple[str, Record]]) -> pd.DataFrame:
     rows = []
     for _, record in records:
         found = speedups(record)
-        settings = dict.fromkeys((item.timing.threads, item.timing.batch_size) for item in found)
-        for threads, batch_size in sorted(settings):
-            here = [item for item in found if (item.timing.threads, item.timing.batch_size) == (threads, batch_size)]
+        for setting in sorted({item.timing.setting for item in found}):
+            here = [item for item in found if item.timing.setting == setting]
             ours, dense, other = contestants(here)
             rows.append(
                 {
                     "Weights left": _density(record),
-                    "Threads": str(threads),
-                    "Batch": str(batch_size),
+                    "Threads": str(here[0].timing.threads),
+                    "Batch": here[0].timing.batch,
                     "vdbench, µs": _microseconds(ours),
                     "Over best dense": _value(ours and ours.over_best),
                     "95 % interval": _interval(ours and ours.over_best),
@@ -148,7 +149,7 @@ def _density(record: Record) -> str:
 def _microseconds(item: Speedup | None) -> str:
     if item is None:
         return NOTHING
-    value = 1e6 * item.seconds_an_image
+    value = 1e6 * item.seconds_an_example
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
@@ -176,8 +177,8 @@ def _numbers(source: str, record: Record, item: Speedup) -> dict[str, object]:
     timing = item.timing
     density = None if record.size is None else 1 - record.size.sparsity
     values = [record.experiment, record.model, record.method, record.seed, source, density, timing.backend]
-    values += [timing.device, timing.threads, timing.batch_size, len(timing.samples_s), item.seconds]
-    values += [1e6 * item.seconds_an_image, item.over_best.reference if item.over_best else None]
+    values += [timing.device, *timing.setting, len(timing.samples_s), item.seconds]
+    values += [1e6 * item.seconds_an_example, item.over_best.reference if item.over_best else None]
     best = item.over_best
     values += [best.value, *(best.interval or (None, None))] if best else [None, None, None]
     values += [item.over_torch.value if item.over_torch else None]

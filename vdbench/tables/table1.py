@@ -18,9 +18,9 @@ LEGEND = [
     "single values; their authors give no spread.",
     "Compression = weights / weights that are not zero, mean over seeds of the ratio; biases are not counted, weights "
     "of units that no longer matter are. Theoretical speedup = multiply-adds / multiply-adds left.",
-    "Against the paper, for the two variational methods: our mean error minus its error, in percentage points, and our "
-    "mean compression over its compression. Against dense: error minus that of the dense net of the same seed, in "
-    "percentage points, mean ± sample standard deviation of the paired differences.",
+    "Against the paper, for the two variational methods: our mean error or perplexity minus its, in points, and our "
+    "mean compression over its. Against dense: error or perplexity minus that of the dense net of the same seed, in "
+    "points, mean ± sample standard deviation of the paired differences.",
 ]
 
 
@@ -37,6 +37,8 @@ def document(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]])
         ours = [result for result in results if result.name == name]
         paper = published.rows("published", experiment)
         others = published.rows("third_party", experiment) + published.rows("related", experiment)
+        if not (ours or paper or others):
+            continue
         title = outputs.title(name, experiment)
         rows += [_published_numbers(name, experiment, row) for row in [*paper, *others]]
         rows += [_numbers(result) for result in ours]
@@ -76,7 +78,7 @@ def side_by_side(experiment: Experiment, ours: Sequence[MethodResult], sources: 
     paper = {row.method: row for row in published.rows("published", experiment)}
     own = {"dense": "Original"} | dict.fromkeys(VARIATIONAL_METHODS, published.SPARSE_VD)
     rows = [
-        {"Method": row.method, "Published": _published_cell(row)} | dict.fromkeys(sources, NOTHING)
+        {"Method": row.method, "Published": _published_cell(row, experiment)} | dict.fromkeys(sources, NOTHING)
         for row in paper.values()
         if row.method not in own.values()
     ]
@@ -85,7 +87,7 @@ def side_by_side(experiment: Experiment, ours: Sequence[MethodResult], sources: 
         row = paper.get(own.get(method, ""))
         label = outputs.METHODS[method] + (f" ({row.method})" if row and method == "dense" else "")
         rows.append(
-            {"Method": label, "Published": _published_cell(row) if row else NOTHING}
+            {"Method": label, "Published": _published_cell(row, experiment) if row else NOTHING}
             | {source: cells.get(source, NOTHING) for source in sources}
         )
     columns = {"Method": "Method", "Published": "Published"} | {s: s[0].upper() + s[1:] for s in sources}
@@ -166,8 +168,8 @@ def _cell(result: MethodResult) -> str:
     return f"{plus_minus(result.error, 2)}{outputs.error_unit(result.experiment)}{at} (n = {result.n})"
 
 
-def _published_cell(row: Published) -> str:
-    return f"{row.error_pct} % at {row.compression}×"
+def _published_cell(row: Published, experiment: Experiment) -> str:
+    return f"{row.error_pct}{outputs.error_unit(experiment)} at {row.compression}×"
 
 
 def _others(rows: Sequence[Published]) -> pd.DataFrame:

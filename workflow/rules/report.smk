@@ -74,5 +74,6 @@ rule tables:
         recorded=RECORDED,
     shell:
         "(vdbench table {params.suite_file:q} --recorded {params.recorded:q} --output {params.recorded:q}/tables"
-        " && vdbench plot {params.suite_file:q} --recorded {params.recorded:q} --output {params.recorded:q}/figures)"
+        " && vdbench plot {params.suite_file:q} --recorded {params.recorded:q} --output {params.recorded:q}/figures"
+        " --partial)"
         " > {log:q} 2>&1"

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vdbench.sparse.graph import Graph
+from vdbench.sparse.onnx_graph import INPUT
 
 Run = Callable[[np.ndarray], np.ndarray]
 Build = Callable[[nn.Module, np.ndarray, int], Run]
@@ -37,6 +38,19 @@ def compacted(model: nn.Module, example: np.ndarray) -> Graph:
     from vdbench.sparse.compact import compact
 
     return compact(traced(model, example))
+
+
+def onnx_session(content: bytes, threads: int) -> Run:
+    """A serialised ONNX model, from `INPUT` to its only output, in ONNX Runtime."""
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise not_installed(error.name) from None
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # leave the cores to whoever is next
+    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda images: np.asarray(session.run(None, {INPUT: images})[0])
 
 
 def through_torch(model: nn.Module) -> Run:

@@ -11,7 +11,7 @@ from torch import nn
 
 from vdbench.sparse.graph import Graph
 from vdbench.sparse.onnx_graph import INPUT, OUTPUT, NoOnnxOperator, onnx_model
-from vdbench.sparse.peers.common import BackendMissing, Run, compacted, not_installed, traced
+from vdbench.sparse.peers.common import BackendMissing, Run, compacted, not_installed, onnx_session, traced
 
 
 def _exported(graph: Graph) -> bytes:
@@ -23,26 +23,14 @@ def _exported(graph: Graph) -> bytes:
         raise BackendMissing(str(error)) from None
 
 
-def _in_onnxruntime(graph: Graph, threads: int) -> Run:
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise not_installed(error.name) from None
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # leave the cores to whoever is next
-    session = ort.InferenceSession(_exported(graph), options, providers=["CPUExecutionProvider"])
-    return lambda images: np.asarray(session.run(None, {INPUT: images})[0])
-
-
 def onnxruntime(model: nn.Module, example: np.ndarray, threads: int) -> Run:
     """ONNX Runtime, dense: it stores zeros like any other number."""
-    return _in_onnxruntime(traced(model, example), threads)
+    return onnx_session(_exported(traced(model, example)), threads)
 
 
 def onnxruntime_compacted(model: nn.Module, example: np.ndarray, threads: int) -> Run:
     """ONNX Runtime on the net without its dead units."""
-    return _in_onnxruntime(compacted(model, example), threads)
+    return onnx_session(_exported(compacted(model, example)), threads)
 
 
 def openvino(model: nn.Module, example: np.ndarray, threads: int) -> Run:
