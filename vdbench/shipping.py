@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 FOLDER = Path("results/recorded")
 _SHIPPED = (Path(__file__).parent / "recorded", Path(__file__).parent.parent / FOLDER)
 LARGEST_NET = 2_500_000  # bytes of a pruned net; one that is hardly sparse is recorded, and stays behind itself
+LARGEST_SET = 4_000_000  # bytes of all nets of a suite
 _BESIDE = {"train": "history.csv", "prune": "pruned.npz"}
 
 
@@ -26,9 +28,8 @@ def recorded(suite_name: str = "") -> Path:
 def record(suite: Suite, results: Path, target: Path, *, partial: bool = False) -> list[str]:
     """Put the current records of a suite, their histories and pruned nets in place of what `target` held.
 
-    All or nothing: `target` is replaced once everything is copied. The nets of dense runs stay behind, for they are not
-    sparse, and those over `LARGEST_NET`. Returns what was left out. Raises RecordError if a run is stale or missing,
-    unless `partial`.
+    All or nothing: `target` is replaced once everything is copied. Nets that are not `shippable` stay behind. Returns
+    what was left out. Raises RecordError if a run is stale or missing, unless `partial`.
     """
     found, notes = records.load(results, suite)
     if notes and not partial:
@@ -36,6 +37,7 @@ def record(suite: Suite, results: Path, target: Path, *, partial: bool = False) 
         raise records.RecordError(f"{results} is not complete (--partial records the rest):\n  {shown}")
     if not found:
         raise records.RecordError(f"{results} holds no current record of suite {suite.suite}; run snakemake first")
+    shipped = shippable(found)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         new = Path(temporary) / "new"
@@ -46,7 +48,7 @@ def record(suite: Suite, results: Path, target: Path, *, partial: bool = False) 
             beside = _BESIDE.get(item.stage)
             if not beside or not (source / beside).exists() or (item.stage == "prune" and item.method == "dense"):
                 continue
-            if item.stage == "prune" and not is_shippable(item):
+            if item.stage == "prune" and item.run not in shipped:
                 notes.append(f"too large to ship: {'/'.join(map(str, item.run))} {beside}")
                 continue
             shutil.copyfile(source / beside, copy / beside)
@@ -62,9 +64,17 @@ def record(suite: Suite, results: Path, target: Path, *, partial: bool = False) 
     return notes
 
 
-def is_shippable(pruned: records.Record) -> bool:
-    """Whether the net of a prune record is small enough to travel with it."""
-    return pruned.size is None or (pruned.size.file_bytes or 0) <= LARGEST_NET
+def shippable(found: Iterable[records.Record]) -> set[tuple[str, str, int]]:
+    """The runs of a suite whose nets travel with their records: of those that are small, as many as fit into a set, by
+    how little is lost to the dense control."""
+    pruned = [r for r in found if r.stage == "prune" and r.method != "dense" and r.size and r.metrics]
+    chosen, room = set(), LARGEST_SET
+    for record in sorted(pruned, key=lambda r: r.value - r.control.value if r.control else 0.0):
+        size = record.size.file_bytes or 0  # type: ignore[union-attr]
+        if size <= min(room, LARGEST_NET):
+            chosen.add(record.run)
+            room -= size
+    return chosen
 
 
 def load(name: str, *, sparse: bool = False) -> "nn.Module":
