@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import vdbench
-from vdbench import cli, collecting, config, data, estimates, metrics, planning, records, shipping
+from vdbench import cli, collecting, config, current, data, estimates, metrics, planning, records, shipping
 from vdbench.estimates import Past
 from vdbench.planning import Job
 
@@ -197,7 +197,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(empty):
 
 def test_jobs_leave_current_records(trained):
     suite = config.parse_suite(SUITE, "tiny")
-    found, notes = records.load(trained / "results/tiny", suite)
+    found, notes = current.load(trained / "results/tiny", suite)
     assert notes == []
     assert {record.status for record in found} == {"ok"}
 
@@ -208,7 +208,7 @@ def test_a_run_that_diverges_is_a_result_and_not_a_failure(tmp_path, capsys):
     content["experiments"]["fc"]["timed"] = []
     suite = config.parse_suite(content, "tiny")
     run_jobs(tmp_path, suite)
-    found, notes = records.load(tmp_path, suite)
+    found, notes = current.load(tmp_path, suite)
     assert [(record.stage, record.status) for record in found] == [("train", "diverged"), ("prune", "diverged")]
     assert notes == []
     assert "train diverged" in capsys.readouterr().out
@@ -230,7 +230,7 @@ def test_collect_writes_a_row_a_record(project, capsys):
     import pandas
 
     rows = pandas.read_csv(project / "results/tiny/collected.csv")
-    found, _ = records.load(Path("results/tiny"), config.parse_suite(SUITE, "tiny"))
+    found, _ = current.load(Path("results/tiny"), config.parse_suite(SUITE, "tiny"))
     assert list(zip(rows["stage"], rows["method"], rows["seed"], strict=True)) == [
         (record.stage, record.method, record.seed) for record in found
     ]
@@ -282,7 +282,7 @@ def test_status_and_tables_agree_on_a_net_pruned_from_other_weights(project, cap
     expected = "stale: fc/dense/seed0 prune: made from other weights than those trained last"
     assert cli.main(["status", "tiny.yaml"]) == 1
     assert expected in capsys.readouterr().out
-    assert records.load(Path("results/tiny"), config.parse_suite(SUITE, "tiny"))[1] == [expected]
+    assert current.load(Path("results/tiny"), config.parse_suite(SUITE, "tiny"))[1] == [expected]
 
 
 def test_info_lists_what_there_is(capsys):
@@ -525,13 +525,24 @@ def test_a_variational_record_without_its_net_is_found_out(recorded, capsys):
     assert "pruned.npz is missing" in capsys.readouterr().out
 
 
-def test_a_net_too_large_to_ship_is_left_out_and_not_missed(recorded, capsys, monkeypatch):
-    monkeypatch.setattr(shipping, "LARGEST_NET", 1000)
+@pytest.mark.parametrize("limit", ["LARGEST_NET", "LARGEST_SET"])
+def test_a_net_too_large_to_ship_is_left_out_and_not_missed(recorded, capsys, monkeypatch, limit):
+    monkeypatch.setattr(shipping, limit, 1000)
     assert cli.main(["record", "tiny.yaml"]) == 0
-    assert "left out: too large to ship: fc/vd_warmup/0 pruned.npz" in capsys.readouterr().out
+    assert "left out: fc/vd_warmup/0 pruned.npz: over 2.5 MB" in capsys.readouterr().out
     assert (recorded / "fc/vd_warmup/seed0/prune.json").exists()
     assert not (recorded / "fc/vd_warmup/seed0/pruned.npz").exists()
     assert "no recorded nets under" in one_line_error(["verify"], capsys)
+
+
+def test_verify_takes_any_part_of_a_recorded_suite(recorded, capsys, monkeypatch):
+    for folder in (recorded / "fc", recorded / "fc/vd_warmup"):
+        assert cli.main(["verify", str(folder)]) == 0
+    monkeypatch.chdir(recorded / "fc/vd_warmup/seed0")
+    assert cli.main(["verify", "."]) == 0
+    Path("pruned.npz").unlink()
+    assert cli.main(["verify", "."]) == 1
+    assert "is missing" in capsys.readouterr().out
 
 
 def test_verify_without_nets_is_an_error(empty, capsys):

@@ -4,11 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from vdbench import cli, costs, data, metrics, netfile, records, shipping, tables
+from vdbench import cli, costs, current, data, metrics, netfile, records, shipping, tables
 from vdbench.config import BASELINE_METHODS, load_suite
 from vdbench.pruning import load_net
-from vdbench.sparse import SparseModule
+from vdbench.sparse import SparseModule, to_cpu_sparse
 
 ROOT = Path(__file__).parent.parent
 SUITE_FILE = ROOT / "configs" / "paper.yaml"
@@ -19,12 +20,15 @@ pytestmark = pytest.mark.skipif(not RECORDED.is_dir(), reason="nothing recorded 
 
 @pytest.fixture(scope="module")
 def found():
-    return records.load(RECORDED, load_suite(SUITE_FILE))[0]
+    return current.load(RECORDED, load_suite(SUITE_FILE))[0]
 
 
-@pytest.mark.parametrize("suite", ["paper", "cifar", "ptb", "inference"])
+SUITES = sorted(path.parent.name for path in RECORDED.parent.glob("*/tables"))
+
+
+@pytest.mark.parametrize("suite", SUITES)
 def test_no_recorded_run_is_stale(suite):
-    found, notes = records.load(RECORDED.parent / suite, load_suite(ROOT / "configs" / f"{suite}.yaml"))
+    found, notes = current.load(RECORDED.parent / suite, load_suite(ROOT / "configs" / f"{suite}.yaml"))
     assert found
     assert [note for note in notes if note.startswith("stale")] == []
 
@@ -46,7 +50,7 @@ def test_readme_shows_the_recorded_speeds():
     parts = []
     for file, names in (("inference.yaml", ["vgglike"]), ("paper.yaml", ["lenet300100-mnist", "lenet5-mnist"])):
         suite = load_suite(ROOT / "configs" / file)
-        timed = records.load(RECORDED.parent / suite.suite, suite)[0]
+        timed = current.load(RECORDED.parent / suite.suite, suite)[0]
         parts += [tables.speeds(suite, {"recorded": timed}, name) for name in names]
     assert shown
     assert shown[1] == "\n\n".join(parts) + "\n"
@@ -85,7 +89,7 @@ def test_every_run_came_from_the_recorded_nets_it_is_compared_with(found):
         assert train.inputs in ({}, inputs)  # records once did not name them
 
 
-@pytest.mark.parametrize("suite", ["paper", "cifar", "ptb"])
+@pytest.mark.parametrize("suite", SUITES)
 def test_recorded_set_is_small(suite):
     kept = [path for path in (RECORDED.parent / suite).rglob("*") if path.is_file() and path.suffix != ".svg"]
     assert sum(path.stat().st_size for path in kept) < 5_000_000
@@ -105,3 +109,16 @@ def test_a_shipped_net_loads_by_name(found):
     arrays, _ = netfile.read_arrays(records.run_folder(RECORDED, *record.run) / "pruned.npz")
     assert metrics.size(dense).nonzero_weights == sum((a != 0).sum() for n, a in arrays.items() if n.endswith("weight"))
     assert isinstance(sparse, SparseModule)
+
+
+@torch.no_grad()
+def test_shipped_language_models_read_on_sparse_as_dense():
+    words = torch.randint(10_000, (6, 2), generator=torch.Generator().manual_seed(0))
+    for path in (RECORDED.parent / "ptb").glob("*/*/*/pruned.npz"):
+        model = load_net(path)[0]
+        fast, expected, state = to_cpu_sparse(model), model(words)[0], None
+        tolerance = {"rtol": 0, "atol": 1e-5 * float(expected.abs().max())}
+        torch.testing.assert_close(fast(words)[0], expected, **tolerance)
+        for word, logits in zip(words, expected, strict=True):
+            found, state = fast(word[None], state)
+            torch.testing.assert_close(found[0], logits, **tolerance)

@@ -6,7 +6,7 @@ import shutil
 import factory
 import pytest
 
-from vdbench import config, records, shipping
+from vdbench import config, current, records, shipping
 from vdbench.records import RecordError
 
 
@@ -40,22 +40,22 @@ def test_records_of_untrained_nets_are_read_and_loaded(tmp_path):
     untrained = factory.untrained_suite(backends=["torch_dense"])
     made = factory.all_records(untrained)
     factory.write_results(tmp_path, untrained, made)
-    assert records.load(tmp_path, untrained) == (made, [])
+    assert current.load(tmp_path, untrained) == (made, [])
     (tmp_path / "conv/density0.1/seed0/time.json").unlink()
-    assert records.load(tmp_path, untrained)[1] == ["missing: conv/density0.1"]
+    assert current.load(tmp_path, untrained)[1] == ["missing: conv/density0.1"]
     other = factory.untrained_suite(backends=["torch_dense"], rounds=7)
-    assert len(records.load(tmp_path, other)[1]) == len(made)
+    assert len(current.load(tmp_path, other)[1]) == len(made)
 
 
 def test_all_current_records_of_a_suite_are_loaded(suite, results):
-    found, notes = records.load(results, suite)
+    found, notes = current.load(results, suite)
     assert sorted((r.stage, *r.run) for r in found) == sorted(suite.jobs())
     assert notes == []
 
 
 def test_a_missing_record_is_named(suite, results):
     path_of(results).unlink()
-    found, notes = records.load(results, suite)
+    found, notes = current.load(results, suite)
     assert notes == ["missing: fc/vd_warmup/seed0 prune"]
     assert len(found) == len(list(suite.jobs())) - 1
 
@@ -63,17 +63,17 @@ def test_a_missing_record_is_named(suite, results):
 def test_what_there_is_nothing_of_takes_one_line(suite, results):
     for stage in ("train", "prune"):
         path_of(results, stage=stage, seed=1).unlink()
-    assert records.load(results, suite)[1] == ["missing: fc/vd_warmup/seed1"]
+    assert current.load(results, suite)[1] == ["missing: fc/vd_warmup/seed1"]
     shutil.rmtree(results / "fc" / "vd_warmup")
     shutil.rmtree(results / "fc" / "dense" / "seed1")
-    assert records.load(results, suite)[1] == ["missing: fc/dense/seed1", "missing: fc/vd_warmup"]
+    assert current.load(results, suite)[1] == ["missing: fc/dense/seed1", "missing: fc/vd_warmup"]
     shutil.rmtree(results)
-    assert records.load(results, suite) == ([], ["missing: fc"])
+    assert current.load(results, suite) == ([], ["missing: fc"])
 
 
 def test_a_record_of_another_spec_is_stale(results):
     other = factory.suite(fc=factory.experiment(seeds=[0, 1], threshold=2.5))
-    found, notes = records.load(results, other)
+    found, notes = current.load(results, other)
     assert found == []
     assert len(notes) == len(list(other.jobs()))
     assert all(note.startswith("stale: ") and note.endswith("made under another spec") for note in notes)
@@ -82,7 +82,7 @@ def test_a_record_of_another_spec_is_stale(results):
 @pytest.mark.parametrize(("raised", "stale"), [("train", {"train", "prune", "time"}), ("time", {"time"})])
 def test_a_record_of_an_older_version_of_the_code_is_stale(suite, results, monkeypatch, raised, stale):
     monkeypatch.setitem(config.STAGE_VERSIONS, raised, config.STAGE_VERSIONS[raised] + 1)
-    found, notes = records.load(results, suite)
+    found, notes = current.load(results, suite)
     assert {r.stage for r in found} == set(records.STAGES) - stale
     assert all("made by versions" in note for note in notes)
 
@@ -90,19 +90,19 @@ def test_a_record_of_an_older_version_of_the_code_is_stale(suite, results, monke
 def test_a_baseline_trained_to_match_older_pruning_is_stale(suite, results, monkeypatch):
     path = path_of(results, stage="train", method="magnitude")
     monkeypatch.setitem(config.STAGE_VERSIONS, "prune", 2)
-    notes = records.load(results, suite)[1]
+    notes = current.load(results, suite)[1]
     assert [note.split(": ")[1] for note in notes if "train" in note.split(": ")[1]] == [
         f"fc/{method}/seed{seed} train" for method in ("magnitude", "random") for seed in (0, 1)
     ]
     edit(path, versions={"data": 1, "train": 1})  # as such records once were, when the first version pruned
-    assert any(note.startswith("stale: fc/magnitude/seed0 train") for note in records.load(results, suite)[1])
+    assert any(note.startswith("stale: fc/magnitude/seed0 train") for note in current.load(results, suite)[1])
     monkeypatch.setitem(config.STAGE_VERSIONS, "prune", 1)
-    assert records.load(results, suite)[1] == []
+    assert current.load(results, suite)[1] == []
 
 
 def test_a_record_in_another_runs_place_is_not_believed(suite, results):
     path_of(results, seed=1).write_bytes(path_of(results, seed=0).read_bytes())
-    found, notes = records.load(results, suite)
+    found, notes = current.load(results, suite)
     assert notes == ["stale: fc/vd_warmup/seed1 prune: the record of fc/vd_warmup/seed0 prune"]
     assert [r.run for r in found].count(("fc", "vd_warmup", 0)) == len({r.stage for r in found if r.seed == 0})
 
@@ -110,21 +110,21 @@ def test_a_record_in_another_runs_place_is_not_believed(suite, results):
 def test_records_of_an_experiment_that_was_renamed_are_not_believed(suite, results):
     renamed = factory.suite(net=factory.experiment(seeds=[0, 1]))
     (results / "fc").rename(results / "net")
-    found, notes = records.load(results, renamed)
+    found, notes = current.load(results, renamed)
     assert found == []
     assert "stale: net/dense/seed0 train: the record of fc/dense/seed0 train" in notes
 
 
 def test_a_pruned_net_of_weights_since_trained_anew_is_stale(suite, results):
     edit(path_of(results, stage="train"), weights_sha256="0" * 64)
-    assert records.load(results, suite)[1] == [
+    assert current.load(results, suite)[1] == [
         "stale: fc/vd_warmup/seed0 prune: made from other weights than those trained last"
     ]
 
 
 def test_another_digest_of_the_code_is_not_stale(suite, results):
     edit(path_of(results), code_digest="fedcba9876543210")
-    assert records.load(results, suite)[1] == []
+    assert current.load(results, suite)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_another_digest_of_the_code_is_not_stale(suite, results):
 def test_a_file_that_is_no_record_is_refused_by_name(suite, results, text, reason):
     path_of(results).write_text(text)
     with pytest.raises(RecordError, match=reason) as caught:
-        records.load(results, suite)
+        current.load(results, suite)
     assert str(path_of(results)) in str(caught.value)
     assert "delete it and rerun its job" in str(caught.value)
 
@@ -202,3 +202,5 @@ def test_nets_travel_by_what_they_lose_as_far_as_a_set_goes(suite, monkeypatch):
         for record, (_, size) in zip(made, runs.values(), strict=True)
     ]
     assert shipping.shippable(found) == {("fc", "vd_warmup", 0), ("fc", "magnitude", 0)}
+    diverged = [r.model_copy(update={"status": "diverged"}) if r.method == "vd_warmup" else r for r in found]
+    assert shipping.shippable(diverged) == {("fc", "vd_finetune", 0)}

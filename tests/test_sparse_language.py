@@ -1,5 +1,7 @@
 """Pruned language models: what is left of them is counted right, taken out exactly, and computed with sparsely."""
 
+import copy
+
 import pytest
 import torch
 
@@ -81,6 +83,24 @@ def test_a_model_without_weights_says_its_biases():
     assert set(fast.counts.values()) == {0}
     logits, (hidden, _) = fast(WORDS)
     assert torch.equal(logits, net.output.bias.detach().expand(9, 3, 50)) and not hidden.any()
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_no_words_have_no_logits_and_change_no_state(kind, shape):
+    fast = to_cpu_sparse(pruned(kind))
+    logits, state = fast(torch.zeros(shape, dtype=torch.int64))
+    assert logits.shape == (*shape, 50)
+    assert not any(part.any() for part in ((state,) if kind == "tanh" else state))
+    same_logits(fast(WORDS)[0], pruned(kind)(WORDS)[0].detach())
+
+
+def test_conversion_draws_no_random_numbers_and_copies_compile_anew():
+    net, before = pruned("lstm"), torch.get_rng_state()
+    fast = to_cpu_sparse(net)
+    assert torch.equal(before, torch.get_rng_state())
+    fast(WORDS)
+    same_logits(copy.deepcopy(fast)(WORDS)[0], fast(WORDS)[0])
 
 
 def test_what_is_left_is_counted_by_hand():

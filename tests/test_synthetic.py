@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vdbench import cli, config, metrics, records, synthetic, timing
+from vdbench import cli, config, current, metrics, records, synthetic, timing
 from vdbench.config import SuiteError, canonical, parse_case, parse_suite
 from vdbench.config_timing import LAYERS, CaseSpec
 from vdbench.models import VGGLike
@@ -99,7 +99,7 @@ def test_record_says_what_was_timed_and_reads_back(tmp_path, monkeypatch):
     suite = parse_suite(SUITE, "tiny")
     folder = records.run_folder(tmp_path, "conv", "density0.1", 0)
     record = timing.time_inference(spec("conv", "density0.1"), suite="tiny", output=folder)
-    assert records.find(tmp_path, suite, "time", "conv", "density0.1", 0) == (record, None)
+    assert current.find(tmp_path, suite, "time", "conv", "density0.1", 0) == (record, None)
     assert record.run == ("conv", "density0.1", 0) and (record.dataset, record.model) == ("random", "conv3x3")
     assert record.size is not None and record.size.nonzero_weights == 14
     assert record.limits == {"fma": 123.0}

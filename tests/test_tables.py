@@ -7,7 +7,7 @@ import factory
 import pandas as pd
 import pytest
 
-from vdbench import outputs, published, records, tables
+from vdbench import current, outputs, published, records, tables
 from vdbench.config import load_suite, parse_suite
 from vdbench.tables import render, table1
 
@@ -113,7 +113,7 @@ def test_stale_and_missing_records_are_left_out_with_a_line(suite, tmp_path):
     made = [factory.record(suite, "fc", "dense", seed) for seed in (0, 1)]
     old = {"versions": {"data": 1, "train": 0, "prune": 1}, "metrics": {"error": 77.0}}
     factory.write_results(tmp_path / "r", suite, [made[0], factory.record(suite, "fc", "dense", 1, **old)])
-    found, notes = records.load(tmp_path / "r", suite)
+    found, notes = current.load(tmp_path / "r", suite)
     tables.write_tables(suite, {HERE: found}, {HERE: notes}, tmp_path)
     text = (tmp_path / "table1.md").read_text()
     assert row(numbers(tmp_path), source=HERE, method="dense")[["n", "missing"]].tolist() == [1, 2]

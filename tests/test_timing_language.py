@@ -10,9 +10,9 @@ import tiny
 import torch
 
 from vdbench import plots, pruning, records, stats, tables, timing
-from vdbench.config import Suite, Timing, parse_suite
+from vdbench.config import Suite, SuiteError, Timing, parse_suite
 from vdbench.models import MODELS
-from vdbench.sparse.backends import LANGUAGE_BACKENDS
+from vdbench.sparse.backends import LANGUAGE_BACKENDS, BackendMissing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,28 +32,38 @@ def sparse_model(name: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("name", ["rnnlm_lstm_200", "rnnlm_tanh_200"])
 @pytest.mark.parametrize("backend", [name for name in LANGUAGE_BACKENDS if name != "torch_dense"])
-def test_every_way_gives_the_same_logits_for_any_words(name, backend):
+def test_every_way_reads_on_to_the_same_logits(name, backend):
     if backend == "onnxruntime":
         pytest.importorskip("onnx")
         pytest.importorskip("onnxruntime")
     model, generator = sparse_model(name), np.random.default_rng(0)
     run = LANGUAGE_BACKENDS[backend](model, generator.integers(WORDS, size=(1, 1)), 1)
-    for shape in ((1, 1), (1, 5), (7, 1), (7, 5)):
+    dense = LANGUAGE_BACKENDS["torch_dense"](model, generator.integers(WORDS, size=(1, 1)), 1)
+    tolerance = 1e-5 if backend == "vdbench" else timing.TOLERANCE
+    for shape in ((1, 1), (1, 64), (35, 1), (35, 64)):
         words = generator.integers(WORDS, size=shape)
-        expected = LANGUAGE_BACKENDS["torch_dense"](model, words, 1)(words)
-        assert expected.shape == (*shape, WORDS)
-        np.testing.assert_allclose(run(words), expected, rtol=0, atol=timing.TOLERANCE * np.abs(expected).max())
+        first, second = dense(words), dense(words)
+        assert first.shape == (*shape, WORDS) and not np.array_equal(first, second)  # which reads on
+        for expected in (first, second):
+            np.testing.assert_allclose(run(words), expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-def suite() -> Suite:
+def suite(model: str = "rnnlm_lstm_200") -> Suite:
     net = {
         "dataset": "topics",
-        "model": "rnnlm_lstm_200",
+        "model": model,
         "seeds": [0],
         "timed": ["vd_warmup"],
         "methods": {"dense": {"epochs": 1}, "vd_warmup": {"epochs": 1}},
     }
     return parse_suite({"suite": "words", "experiments": {"lstm": net}}, "a test")
+
+
+def test_one_hot_words_are_not_timed():
+    with pytest.raises(SuiteError, match="timed: dense engines would multiply the one-hot words"):
+        suite("rnnlm_lstm_onehot")
+    with pytest.raises(BackendMissing, match="one-hot"):
+        LANGUAGE_BACKENDS["torch_csr"](MODELS["rnnlm_lstm_onehot"](WORDS), np.zeros((1, 1), np.int64), 1)
 
 
 def test_a_language_model_is_timed_word_by_word_and_in_texts(tmp_path, monkeypatch):

@@ -80,8 +80,9 @@ def parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
         sub = suite(name)
         sub.add_argument("--recorded", type=Path, metavar="DIR", help="the shipped runs (default: both)")
         sub.add_argument("--output", type=Path, required=name == "plot", metavar="DIR", help="folder to write to")
+        if name == "plot":
+            sub.add_argument("--partial", action="store_true", help="leave out figures that there is no data for")
         log_flag(sub)
-    sub.add_argument("--partial", action="store_true", help="leave out figures that there is no data for")
     sub = suite("record")
     sub.add_argument("--recorded", type=Path, metavar="DIR", help="default: results/recorded/<suite>")
     sub.add_argument("--partial", action="store_true", help="leave out what is stale or missing, and say so")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdbench import records
+from vdbench import current, records
 from vdbench.arguments import parser
 from vdbench.config import RunSpec, Suite, SuiteError, load_suite, parse_case, parse_spec
 from vdbench.files import DataError
@@ -103,7 +103,7 @@ def collect(args: argparse.Namespace) -> int:
     """Write every record of a suite as one row of a CSV file."""
     from vdbench import collecting
 
-    found, notes = records.load(_results(args), args.suite)
+    found, notes = current.load(_results(args), args.suite)
     output = args.output or _results(args) / "collected.csv"
     collecting.write_csv(found, output)
     print("\n".join([*notes, f"{len(found)} records: {output}"]))
@@ -221,7 +221,7 @@ def _sources(
         raise records.RecordError(f"no runs of suite {suite.suite} (looked in {tried}); run snakemake first")
     sources, notes = {}, {}
     for name, folder in present.items():
-        sources[name], notes[name] = records.load(folder, suite)
+        sources[name], notes[name] = current.load(folder, suite)
     return present, sources, notes
 
 

@@ -42,7 +42,9 @@ class Strict(BaseModel):
 class Timing(Strict):
     """How inference is timed: contenders interleaved, in one process."""
 
-    batch_sizes: BatchSizes = Field(default=[1, 64, 256], description="examples a call")
+    batch_sizes: BatchSizes = Field(
+        default=[1, 64, 256], description="images a call, or texts, of each of which a call reads one word, and 35"
+    )
     threads: list[Annotated[int, Field(gt=0)] | Literal["all"]] = Field(
         default=[1, "all"], min_length=1, description="numbers of threads"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from vdbench import planning, records, shipping
+from vdbench import current, planning, records, shipping
 from vdbench.config import Suite, load_suite
 from vdbench.estimates import Past
 from vdbench.records import Record
@@ -27,7 +27,7 @@ def render(root: Path = Path()) -> str:
     parts = []
     for file in SUITES:
         suite = load_suite(root / file)
-        found, _ = records.load(root / shipping.FOLDER / suite.suite, suite)
+        found, _ = current.load(root / shipping.FOLDER / suite.suite, suite)
         parts += [_taken(file, found), _reproduction(file, suite, found)]
     return "\n\n".join(parts)
 

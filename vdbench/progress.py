@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vdbench import records
+from vdbench import current, records
 from vdbench.config import Suite
 from vdbench.records import Record
 from vdbench.running import Progress, clock, read_progress
@@ -62,7 +62,7 @@ Found = tuple[str, str, Progress | None]  # state, note, progress
 def _state(suite: Suite, results: Path, job: tuple[str, str, str, int], now: float) -> Found:
     folder = records.run_folder(results, *job[1:])
     try:
-        record, reason = records.find(results, suite, *job)
+        record, reason = current.find(results, suite, *job)
     except records.RecordError as error:
         return _unfinished(folder, job[0], now) or ("stale", str(error), None)
     if record is not None and reason is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdbench import records
+from vdbench import current, records
 from vdbench.config import Suite
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ FOLDER = Path("results/recorded")
 _SHIPPED = (Path(__file__).parent / "recorded", Path(__file__).parent.parent / FOLDER)
 LARGEST_NET = 2_500_000  # bytes of a pruned net; one that is hardly sparse is recorded, and stays behind itself
 LARGEST_SET = 4_000_000  # bytes of all nets of a suite
+_TOO_LARGE = f"over {LARGEST_NET / 1e6:g} MB, or over {LARGEST_SET / 1e6:g} MB with nets that lose less"
 _BESIDE = {"train": "history.csv", "prune": "pruned.npz"}
 
 
@@ -31,7 +32,7 @@ def record(suite: Suite, results: Path, target: Path, *, partial: bool = False) 
     All or nothing: `target` is replaced once everything is copied. Nets that are not `shippable` stay behind. Returns
     what was left out. Raises RecordError if a run is stale or missing, unless `partial`.
     """
-    found, notes = records.load(results, suite)
+    found, notes = current.load(results, suite)
     if notes and not partial:
         shown = "\n  ".join(notes[:10] + [f"and {len(notes) - 10} more"] * (len(notes) > 10))
         raise records.RecordError(f"{results} is not complete (--partial records the rest):\n  {shown}")
@@ -49,7 +50,7 @@ def record(suite: Suite, results: Path, target: Path, *, partial: bool = False) 
             if not beside or not (source / beside).exists() or (item.stage == "prune" and item.method == "dense"):
                 continue
             if item.stage == "prune" and item.run not in shipped:
-                notes.append(f"too large to ship: {'/'.join(map(str, item.run))} {beside}")
+                notes.append(f"{'/'.join(map(str, item.run))} {beside}: {_TOO_LARGE}")
                 continue
             shutil.copyfile(source / beside, copy / beside)
         old = Path(temporary) / "old"
@@ -67,9 +68,9 @@ def record(suite: Suite, results: Path, target: Path, *, partial: bool = False) 
 def shippable(found: Iterable[records.Record]) -> set[tuple[str, str, int]]:
     """The runs of a suite whose nets travel with their records: of those that are small, as many as fit into a set, by
     how little is lost to the dense control."""
-    pruned = [r for r in found if r.stage == "prune" and r.method != "dense" and r.size and r.metrics]
+    pruned = [r for r in found if r.stage == "prune" and r.method != "dense" and r.status == "ok" and r.size]
     chosen, room = set(), LARGEST_SET
-    for record in sorted(pruned, key=lambda r: r.value - r.control.value if r.control else 0.0):
+    for record in sorted(pruned, key=lambda r: (r.value - r.control.value if r.control else 0.0, r.run)):
         size = record.size.file_bytes or 0  # type: ignore[union-attr]
         if size <= min(room, LARGEST_NET):
             chosen.add(record.run)

@@ -41,7 +41,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Speedup:
-    """One backend at one batch size and thread count, against the dense backend that was fastest there and against
+    """One backend in one setting, against the dense backend that was fastest there and against
     dense torch: None where that was not timed.
 
     `gflops` are spent on weights that are not zero, `limit` is the share of what the machine's cores could do at most;
@@ -94,7 +94,7 @@ def paired_differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -
 
 
 def speedups(record: Record) -> list[Speedup]:
-    """Every backend against the fastest dense one and against dense torch, at equal batch size and threads.
+    """Every backend against the fastest dense one and against dense torch, in equal settings.
 
     A ratio is the median of the ratios sample by interleaved sample. Raises ValueError when two backends have
     different numbers of samples, and so were not interleaved.

@@ -12,8 +12,8 @@ INTRODUCTION = """# Suite files
 
 A suite file says what is run; nothing is set anywhere else. `paper.yaml` is the full reproduction, `smoke.yaml` a
 check of the machinery in a few minutes, `inference.yaml` times nets and layers that are not trained, `cifar.yaml` and
-`cifar_full.yaml` are the VGG-like net, and the `explore_*.yaml` say how recipes were chosen. An unknown key, a missing
-one or a wrong value is refused, by name, before any job starts.
+`cifar_full.yaml` are the VGG-like net, `ptb.yaml` and `ptb_full.yaml` language models, and the `explore_*.yaml` say how
+recipes were chosen. An unknown key, a missing one or a wrong value is refused, by name, before any job starts.
 
     vdbench plan configs/paper.yaml                          # jobs, and estimated hours
     snakemake --cores 8                                      # configs/paper.yaml

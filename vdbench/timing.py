@@ -30,7 +30,7 @@ log = logging.getLogger("vdbench")
 TOLERANCE = 1e-4  # of the largest output: float32 sums in another order
 WINOGRAD, WINOGRAD_TOLERANCE = ("mnn_dense", "mnn_sparse"), 1e-3  # whose convolutions are less exact
 QUIET_S = 0.002
-STEPS = (1, 35)  # words of every text in a call of a language model: it writes, or reads as in training
+STEPS = (1, 35)  # words of every text in a call of a language model: as in writing, and as in training
 WARM_UP_CALLS, SLOW_CALL_S = 5, 0.1  # after the first, which may make preparations; one will do where calls are slow
 
 
@@ -42,10 +42,10 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _seconds(run: Run, images: np.ndarray, calls: int) -> float:
+def _seconds(run: Run, batch: np.ndarray, calls: int) -> float:
     started = time.perf_counter()
     for _ in range(calls):
-        run(images)
+        run(batch)
     return (time.perf_counter() - started) / calls
 
 
@@ -59,31 +59,31 @@ def wait_for_quiet() -> None:
             return
 
 
-def interleaved(runs: dict[str, Run], images: np.ndarray, rounds: int, min_sample_s: float) -> dict[str, list[float]]:
+def interleaved(runs: dict[str, Run], batch: np.ndarray, rounds: int, min_sample_s: float) -> dict[str, list[float]]:
     """`rounds` samples of seconds a call for every contender, taken in turn, after a warm-up, each once all threads of
     the one before are at rest. Before a sample the call is repeated for `RUN_IN_S`, which does not count, and within it
     until it lasts `min_sample_s`: what is timed is a call among many."""
     once = {}
     for name, run in runs.items():
-        once[name] = _seconds(run, images, 1)
+        once[name] = _seconds(run, batch, 1)
         for _ in range(WARM_UP_CALLS if once[name] < SLOW_CALL_S else 1):
-            once[name] = min(once[name], _seconds(run, images, 1))
+            once[name] = min(once[name], _seconds(run, batch, 1))
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             wait_for_quiet()
-            _seconds(run, images, math.ceil(RUN_IN_S / once[name]))
-            samples[name].append(_seconds(run, images, max(1, round(min_sample_s / once[name]))))
+            _seconds(run, batch, math.ceil(RUN_IN_S / once[name]))
+            samples[name].append(_seconds(run, batch, max(1, round(min_sample_s / once[name]))))
     return samples
 
 
-def check_equal(runs: dict[str, Run], images: np.ndarray) -> None:
+def check_equal(runs: dict[str, Run], batch: np.ndarray) -> None:
     """Raises UnequalOutputs unless every contender's outputs are those of the first. Ours finds its fastest way at the
     first call, which is this one."""
     outputs = {}
     for name, run in runs.items():
         wait_for_quiet()
-        outputs[name] = run(images)
+        outputs[name] = run(batch)
     (reference_name, reference), *others = outputs.items()
     for name, logits in others:
         worst = np.abs(logits - reference).max() / np.abs(reference).max()
@@ -132,9 +132,9 @@ def time_inference(
 ) -> Record:
     """Time a net on every backend, batch size and thread count of `spec.timing`, and write `time.json`.
 
-    A language model is timed with one word of every text in the batch and with `STEPS[-1]`, from the state zero. A
+    A language model is timed with one word of every text in the batch and with `STEPS[-1]`, its state carried on. A
     backend that is not installed is left out, with a line in the record. Threads and samples are recorded, as are the
-    work that the net asks for and what this machine could do at most.
+    work that a net of images asks for and what this machine could do at most.
 
     Args:
         pruned: the net's file; None for one that is not trained.
@@ -155,14 +155,14 @@ def time_inference(
     runs: dict[str, Run] = {}
     with threads_restored(), denormals_are_zero(), tqdm(settings, disable=not progress) as bar:
         for threads, (batch_size, steps) in bar:
-            images = _batch(model, shape, batch_size, steps)
+            batch = _batch(model, shape, batch_size, steps)
             if (batch_size, steps) == calls[0]:
                 torch.set_num_threads(threads)
-                runs, missing = _build(model, images, threads, spec.timing.backends)
+                runs, missing = _build(model, batch, threads, spec.timing.backends)
             if not runs:
                 continue
-            check_equal(runs, images)
-            samples = interleaved(runs, images, spec.timing.rounds, spec.timing.min_sample_s)
+            check_equal(runs, batch)
+            samples = interleaved(runs, batch, spec.timing.rounds, spec.timing.min_sample_s)
             setting = {"device": "cpu", "threads": threads, "batch_size": batch_size, "steps": steps}
             timed = [Timing(backend=name, samples_s=taken, **setting) for name, taken in samples.items()]
             timings += timed

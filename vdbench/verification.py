@@ -1,7 +1,6 @@
 """The shipped pruned nets against their records: to the last digit, but for rounding."""
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -23,11 +22,13 @@ def verify(folders: Sequence[Path], *, cache_folder: Path | None = None, mirror:
     Raises RecordError if there is no net to verify, DataError if there is no data to verify it on.
     """
     folders = folders or [shipping.recorded()]
-    sets: dict[Path, list[Path]] = defaultdict(list)
-    for folder in folders:
-        for path in sorted(folder.glob("**/prune.json")):
-            sets[path.parents[3]].append(path)
-    shipped = [net for paths in sets.values() for net in _shipped(paths)]
+    found = [(path, records.read(path)) for folder in folders for path in sorted(folder.glob("**/prune.json"))]
+    required = cache(_required)
+    shipped = [
+        (net, record)
+        for net, record in ((path.with_name("pruned.npz"), record) for path, record in found)
+        if net.exists() or record.run in required(net.resolve().parents[3])
+    ]
     if not shipped:
         raise records.RecordError(f"no recorded nets under {', '.join(map(str, folders))}")
     load = cache(lambda name, size: data.load(name, validation_size=size, cache=cache_folder, mirror=mirror))
@@ -41,16 +42,10 @@ def verify(folders: Sequence[Path], *, cache_folder: Path | None = None, mirror:
     return 1 if wrong else 0
 
 
-def _shipped(paths: Sequence[Path]) -> list[tuple[Path, Record]]:
-    """The nets of a suite's prune records. Those of variational runs have to be there, if they are shippable; others
-    may."""
-    found = {path.with_name("pruned.npz"): records.read(path) for path in paths}
-    required = shipping.shippable(record for record in found.values() if record.status == "ok")
-    return [
-        (net, record)
-        for net, record in found.items()
-        if net.exists() or (record.method in VARIATIONAL_METHODS and record.run in required)
-    ]
+def _required(suite: Path) -> set[tuple[str, str, int]]:
+    """The variational runs of a recorded suite that have to come with their nets; others may."""
+    found = [records.read(path) for path in suite.glob("*/*/*/prune.json")]
+    return {run for run in shipping.shippable(found) if run[1] in VARIATIONAL_METHODS}
 
 
 def _recorded(record: Record) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pathlib import Path
 import cluster
 from endings import Endings
 
-from vdbench import records
+from vdbench import current
 from vdbench.config import Suite, load_suite
 
 ROOT = Path(__file__).parent.parent.parent
@@ -80,7 +80,7 @@ def differences(suite: Suite, ours: Path, local: Path) -> list[str]:
     found = []
     for stage, *run in suite.jobs():
         name = f"{'/'.join(map(str, run))} {stage}"
-        (here, why), (there, _) = (records.find(folder, suite, stage, *run) for folder in (ours, local))
+        (here, why), (there, _) = (current.find(folder, suite, stage, *run) for folder in (ours, local))
         if here is None or there is None or why:
             found.append(f"{name}: no record, or a stale one")
         elif here.weights_sha256 != there.weights_sha256 or here.metrics != there.metrics:
@@ -99,7 +99,7 @@ def overlapping(suite: Suite, results: Path) -> list[str]:
     """Timing jobs during which another job ran."""
     spans = []
     for stage, *run in suite.jobs():
-        record = records.find(results, suite, stage, *run)[0]
+        record = current.find(results, suite, stage, *run)[0]
         if record is not None:
             # not by the file's time, which Snakemake sets anew at the end of a group
             begun = datetime.fromisoformat(record.provenance.started_at).timestamp()

@@ -59,11 +59,11 @@ def write_plots(
                 else:
                     figure = FIGURES[kind](*[view(suite, name, sources, folders) for name in names])
             except NoData as reason:
-                log.warning("%s: no data: %s", stem, reason)
                 if partial:
                     for extension in outputs.FIGURE_FORMATS:
                         (output / f"{stem}.{extension}").unlink(missing_ok=True)
                     continue
+                log.warning("%s: no data: %s", stem, reason)
                 figure = style.empty(stem, str(reason))
             written += style.save(figure, output, stem)
     return written

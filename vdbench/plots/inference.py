@@ -28,7 +28,7 @@ def _kind(backend: str) -> str:
 
 
 def time_per_image(net: Timed) -> Figure:
-    """Rows of panels are nets and numbers of threads, columns batch sizes; in each, engines by time, fastest on top."""
+    """Rows of panels are nets and numbers of threads, columns batches; in each, engines by time, fastest on top."""
     if not net.records:
         raise NoData(f"no net of {net.name} is timed yet")
     found = [(record, item) for record in net.records for item in speedups(record)]

@@ -2,7 +2,7 @@
 
 Each takes the net, in eval mode, an example of its input, float32 (N, ...), and a number of threads, and gives a
 function from a float32 (N, ...) array, of any N, to the array of outputs. Those in PyTorch use the threads that the
-process has. Language models have ways of their own, from int64 (T, N) words to logits.
+process has. Language models have ways of their own, from int64 (T, N) words to logits (T, N, words).
 """
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import nn
 
 from vdbench.config_timing import Backend
 from vdbench.sparse.engine import compile_sparse
+from vdbench.sparse.language import SparseLanguageModel
 from vdbench.sparse.peers import language
 from vdbench.sparse.peers.common import BackendMissing as BackendMissing
 from vdbench.sparse.peers.common import Build, Run
@@ -23,6 +24,11 @@ def vdbench(model: nn.Module, example: np.ndarray, threads: int) -> Run:
     """This package's engine."""
     compiled = compile_sparse(model, torch.from_numpy(example), threads=threads)
     return lambda batch: np.asarray(compiled(batch))
+
+
+def language_vdbench(model: nn.Module, words: np.ndarray, threads: int) -> Run:
+    """This package's way with language models."""
+    return language.through_torch(SparseLanguageModel(model, threads))
 
 
 BACKENDS: dict[Backend, Build] = {
@@ -44,5 +50,5 @@ LANGUAGE_BACKENDS: dict[Backend, Build] = {
     "torch_dense": language.torch_dense,
     "onnxruntime": language.onnxruntime,
     "torch_csr": language.torch_csr,
-    "vdbench": language.vdbench,
+    "vdbench": language_vdbench,
 }

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from vdbench.language import State
 from vdbench.sparse import recurrent_kernels as kernels
-from vdbench.structure import structure
+from vdbench.sparse.module import SparseModule
+from vdbench.structure import GATES, Recurrence, structure
 
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # starts, places and values
 
@@ -20,22 +21,51 @@ def _parts(kind: type[csr_array] | type[csc_array], matrix: Tensor) -> Parts:
     return found.indptr.astype(np.int64), found.indices.astype(np.uint32), found.data.astype(np.float32)
 
 
-class _Sparse:
-    """A matrix by rows and by columns: see `recurrent_kernels`."""
+def _product(weight: Tensor, bias: Tensor, threads: int | None) -> nn.Module:
+    """x W^T + b, compiled if there is anything to compile."""
+    layer = nn.Linear(1, 1, device="meta").eval()  # so that no number is drawn
+    layer.out_features, layer.in_features = weight.shape
+    layer.weight, layer.bias = (nn.Parameter(part.clone(), requires_grad=False) for part in (weight, bias))
+    return SparseModule(layer, threads) if weight.numel() else layer
 
-    def __init__(self, matrix: Tensor) -> None:
-        self.rows, self.columns = (_parts(kind, matrix) for kind in (csr_array, csc_array))
 
-    def times(self, columns: int) -> Parts:
-        """As it is to be multiplied with so many columns."""
-        return self.columns if columns == 1 else self.rows
+class _Layer(nn.Module):
+    """A recurrent layer: what its inputs and biases add up to, for all words at once, and the recurrence."""
+
+    def __init__(self, layer: Recurrence, below: Tensor, threads: int | None, *, one_hot: bool) -> None:
+        super().__init__()
+        self.kept = layer.kept.numpy().nonzero()[0]
+        inputs = layer.inputs[:, layer.kept][:, :, below].flatten(0, 1)
+        bias = layer.bias[:, layer.kept].flatten()
+        # one-hot words pick columns
+        self.picked = (_parts(csr_array, inputs.t()), bias.numpy()) if one_hot else None
+        self.product = None if one_hot else _product(inputs, bias, threads)
+        hidden = layer.units[:, layer.kept][:, :, layer.kept].flatten(0, 1)
+        self.rows, self.columns = _parts(csr_array, hidden), _parts(csc_array, hidden)
+        self.run: Any = kernels.run_lstm if len(layer.units) == GATES["LSTM"] else kernels.run_tanh
+
+    def forward(self, value: Tensor | None, words: np.ndarray, states: list[np.ndarray]) -> Tensor:
+        """Outputs (T * N, units that are kept), of inputs (T * N, ...) or of words; `states` (units, N) go on."""
+        if self.picked:
+            columns, bias = self.picked
+            gates = np.tile(bias, (len(words), 1))
+            kernels.look_up(*columns, words, gates)
+        else:
+            gates = self.product(value).numpy()  # type: ignore[misc]
+        outputs = np.empty((len(words), len(self.kept)), np.float32)
+        self.run(*(self.columns if states[0].shape[1] == 1 else self.rows), gates, *states, outputs)
+        return torch.from_numpy(outputs)
 
 
 class SparseLanguageModel(nn.Module):
     """A language model that computes with its nonzero weights alone, for one word at a time or for batches of texts.
 
-    It is called as the model it was made from, and returns what that returns, logits to 1e-5; in the states it returns,
-    the units that were taken out are zero. One thread.
+    It is called as the model it was made from, and returns what that returns, logits to 1e-5 of the largest; in the
+    states it returns, the units that were taken out are zero. What no word of a call waits for is compiled by
+    `compile_sparse` when it is first called; the recurrence is one thread's.
+
+    Args:
+        threads: at the most (default: as many as PyTorch uses).
 
     Attributes:
         counts: words, units and gates that are left; see `structure.Structure.counts`.
@@ -44,7 +74,7 @@ class SparseLanguageModel(nn.Module):
         ValueError: not a language model of `vdbench.language`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, threads: int | None = None) -> None:
         super().__init__()
         parts = structure(model)
         self.training = False
@@ -55,15 +85,12 @@ class SparseLanguageModel(nn.Module):
         below = torch.ones(self.words, dtype=torch.bool) if parts.embedding is None else parts.dimensions
         self._embedding = None if parts.embedding is None else _parts(csr_array, parts.embedding[:, below])
         self._dimensions = int(below.sum())
-        self._layers: list[tuple[_Sparse, _Sparse, np.ndarray]] = []
-        for layer in parts.layers:
-            inputs = layer.inputs[:, layer.kept][:, :, below].flatten(0, 1)
-            if parts.embedding is None and not self._layers:  # one-hot words pick columns
-                inputs = inputs.t()
-            hidden = layer.units[:, layer.kept][:, :, layer.kept].flatten(0, 1)
-            self._layers.append((_Sparse(inputs), _Sparse(hidden), layer.bias[:, layer.kept].reshape(-1, 1).numpy()))
+        self._layers = nn.ModuleList()
+        for number, layer in enumerate(parts.layers):
+            one_hot = parts.embedding is None and number == 0
+            self._layers.append(_Layer(layer, below, threads, one_hot=one_hot))
             below = layer.kept
-        self._output, self._bias = _Sparse(parts.output[:, below]), parts.bias.view(-1, 1).numpy()
+        self._output = _product(parts.output[:, below], parts.bias, threads)
 
     @torch.no_grad()
     def forward(self, input: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -74,9 +101,6 @@ class SparseLanguageModel(nn.Module):
         words = np.ascontiguousarray(input.numpy().reshape(-1))
         if len(words) and not 0 <= words.min() <= words.max() < self.words:
             raise IndexError(f"words are numbers below {self.words}, not {words.min()} to {words.max()}")
-        value = np.zeros((self._dimensions, len(words)), np.float32)
-        if self._embedding is not None:
-            kernels.look_up(*self._embedding, words, value)
         kinds, shape = 2 if self.mode == "LSTM" else 1, (len(self._layers), sequences, self.units)
         states = () if state is None else (state,) if isinstance(state, Tensor) else tuple(state)
         if states and [tuple(part.shape) for part in states] != [shape] * kinds:
@@ -85,27 +109,20 @@ class SparseLanguageModel(nn.Module):
             raise ValueError(f"the state of so many sequences is {wanted}, each {shape}, not {found}")
         states = [part.float().numpy() for part in states]
         after = [np.zeros(shape, np.float32) for _ in range(kinds)]
-        for number, (inputs, hidden, bias) in enumerate(self._layers):
-            kept = self.kept[number]
-            gates = np.repeat(bias, len(words), axis=1)
-            if number == 0 and self._embedding is None:
-                columns = np.zeros_like(gates)
-                kernels.look_up(*inputs.rows, words, columns)
-                gates += columns
-            else:
-                kernels.add_product(*inputs.times(len(words)), value, gates)
+        value = None
+        if self._embedding is not None:
+            embedded = np.zeros((len(words), self._dimensions), np.float32)
+            kernels.look_up(*self._embedding, words, embedded)
+            value = torch.from_numpy(embedded)
+        for number, (layer, kept) in enumerate(zip(self._layers, self.kept, strict=True)):
             before = [np.ascontiguousarray(part[number].T[kept]) for part in states]
             before = before or [np.zeros((len(kept), sequences), np.float32) for _ in range(kinds)]
-            value = np.empty((len(kept), len(words)), np.float32)
-            run: Any = kernels.run_lstm if kinds == 2 else kernels.run_tanh
-            run(*hidden.times(sequences), gates, *before, value)
+            value = layer(value, words, before)
             for whole, part in zip(after, before, strict=True):
                 whole[number][:, kept] = part.T
-        logits = np.repeat(self._bias, len(words), axis=1)
-        kernels.add_product(*self._output.times(len(words)), value, logits)
         found = [torch.from_numpy(part) for part in after]
-        shaped = torch.from_numpy(logits).view(self.words, steps, sequences).permute(1, 2, 0)
-        return shaped, (found[0], found[1]) if kinds == 2 else found[0]
+        logits = self._output(value).view(steps, sequences, self.words)
+        return logits, (found[0], found[1]) if kinds == 2 else found[0]
 
     def train(self, mode: bool = True) -> "SparseLanguageModel":
         """Stays in eval mode: there is nothing left to train."""

@@ -1,7 +1,7 @@
 """The engine as an `nn.Module`: compiled when the first batch shows its shape, layer by layer where need be."""
 
-import copy
 import logging
+import math
 from typing import Any
 
 import torch
@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from vdbench.conversion import to_plain
 from vdbench.sparse.engine import CompiledNet, compile_sparse
-from vdbench.sparse.language import SparseLanguageModel
 from vdbench.sparse.tracing import Untraceable
-from vdbench.structure import LanguageModel
 
 log = logging.getLogger("vdbench")
 
@@ -37,7 +35,7 @@ class SparseModule(nn.Module):
         if self._whole and not named and len(inputs) == 1 and _is_float(inputs[0]):
             batch = inputs[0].detach()
             if isinstance(self.model, nn.Linear):  # takes any number of axes in front
-                flat = self._compiled(batch.reshape(-1, batch.shape[-1]))
+                flat = self._compiled(batch.reshape(math.prod(batch.shape[:-1]), batch.shape[-1]))
                 return flat.reshape(*batch.shape[:-1], self.model.out_features)
             try:
                 return self._compiled(batch)
@@ -75,23 +73,3 @@ def layer_by_layer(model: nn.Module, threads: int | None) -> nn.Module:
         if name and layer in swaps:
             model.set_submodule(name, swaps[layer])
     return model
-
-
-def to_cpu_sparse(model: nn.Module, *, threads: int | None = None) -> SparseModule | SparseLanguageModel:
-    """A copy of a model for inference on a CPU, in eval mode, that computes with its nonzero weights alone: variational
-    layers are masked at their threshold. It is compiled by `compile_sparse` when it is first called, for the shape of
-    that batch; a model that is no fixed sequence of operations on one tensor is compiled layer by layer. A model of
-    `vdbench.language` becomes a `SparseLanguageModel`.
-
-    Args:
-        threads: at the most (default: as many as PyTorch uses).
-
-    Raises:
-        ValueError: the model is not on the CPU or not float32.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
-            raise ValueError(f"{name} is {parameter.dtype} on {parameter.device}: move the model with .cpu().float()")
-    if isinstance(model, LanguageModel):
-        return SparseLanguageModel(model)
-    return SparseModule(copy.deepcopy(model).eval(), threads)

@@ -1,8 +1,8 @@
 """Recurrent layers with sparse weights, as float32 loops that numba compiles.
 
-A value is an array (units, columns): the columns of a product are timesteps and sequences, or sequences alone, and lie
-side by side, so that a weight is loaded once for all of them. A sparse matrix is (starts, places, values): by rows, as
-in CSR, but where it is multiplied with a single column by columns, as in CSC: the terms of a row wait for each
+What comes in and goes out is (T * N, units), a row a timestep and sequence. Within one a value is (units, N), the
+sequences side by side: a weight is loaded once for all of them. A sparse matrix is (starts, places, values): by rows,
+as in CSR, but where it is multiplied with a single column by columns, as in CSC: the terms of a row wait for each
 other.
 """
 
@@ -53,34 +53,34 @@ def add_product(starts, places, values, x, out):
 
 @njit(**JIT)
 def look_up(starts, places, values, words, out):
-    """The sparse rows of `words` as the columns of `out`, which is zero."""
-    for column in range(len(words)):
-        for k in range(starts[words[column]], starts[words[column] + 1]):
-            out[places[k], column] = values[k]
+    """out += the sparse rows of `words`."""
+    for row in range(len(words)):
+        for k in range(starts[words[row]], starts[words[row] + 1]):
+            out[row, places[k]] += values[k]
 
 
 @njit(**JIT)
 def run_tanh(starts, places, values, gates, hidden, outputs):
-    """A layer of tanh units over all timesteps. `gates` (units, T * N) holds what inputs and biases add up to and is
-    overwritten; `hidden` (units, N) is the state before and after; `outputs` (units, T * N)."""
+    """A layer of tanh units over all timesteps. `gates` (T * N, units) holds what inputs and biases add up to; `hidden`
+    (units, N) is the state before and after; `outputs` (T * N, units)."""
     units, sequences = hidden.shape
     gate = np.empty((units, sequences), np.float32)
-    for start in range(0, gates.shape[1], sequences):
-        gate[:] = gates[:, start : start + sequences]
+    for start in range(0, gates.shape[0], max(1, sequences)):
+        gate[:] = gates[start : start + sequences].T
         add_product(starts, places, values, hidden, gate)
         for unit in range(units):
             for n in range(sequences):
                 hidden[unit, n] = _tanh(gate[unit, n])
-        outputs[:, start : start + sequences] = hidden
+        outputs[start : start + sequences] = hidden.T
 
 
 @njit(**JIT)
 def run_lstm(starts, places, values, gates, hidden, cell, outputs):
-    """As `run_tanh`, with an LSTM's four gates one after the other, (4 * units, T * N), and its `cell` (units, N)."""
+    """As `run_tanh`, with an LSTM's four gates one after the other, (T * N, 4 * units), and its `cell` (units, N)."""
     units, sequences = hidden.shape
     gate = np.empty((4 * units, sequences), np.float32)
-    for start in range(0, gates.shape[1], sequences):
-        gate[:] = gates[:, start : start + sequences]
+    for start in range(0, gates.shape[0], max(1, sequences)):
+        gate[:] = gates[start : start + sequences].T
         add_product(starts, places, values, hidden, gate)
         for unit in range(units):
             for n in range(sequences):
@@ -88,4 +88,4 @@ def run_lstm(starts, places, values, gates, hidden, cell, outputs):
                 new, outlet = _tanh(gate[2 * units + unit, n]), _sigmoid(gate[3 * units + unit, n])
                 cell[unit, n] = keep * cell[unit, n] + inlet * new
                 hidden[unit, n] = outlet * _tanh(cell[unit, n])
-        outputs[:, start : start + sequences] = hidden
+        outputs[start : start + sequences] = hidden.T

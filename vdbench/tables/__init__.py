@@ -16,7 +16,7 @@ def write_tables(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[st
     """Write every table of `outputs.table_names(suite)`.
 
     `sources` are the current records by where they come from, such as "recorded" and "this machine", in the order of
-    the columns; `notes` are the lines `records.load` gave with them.
+    the columns; `notes` are the lines `current.load` gave with them.
     """
     documents = [TABLES[name](suite, sources, notes) for name in outputs.tables(suite)]
     return [path for document in documents for path in render.write(document, output)]

@@ -23,14 +23,19 @@ def _exported(graph: Graph) -> bytes:
         raise BackendMissing(str(error)) from None
 
 
+def _in_onnxruntime(graph: Graph, threads: int) -> Run:
+    session = onnx_session(_exported(graph), threads)
+    return lambda images: np.asarray(session.run(None, {INPUT: images})[0])
+
+
 def onnxruntime(model: nn.Module, example: np.ndarray, threads: int) -> Run:
     """ONNX Runtime, dense: it stores zeros like any other number."""
-    return onnx_session(_exported(traced(model, example)), threads)
+    return _in_onnxruntime(traced(model, example), threads)
 
 
 def onnxruntime_compacted(model: nn.Module, example: np.ndarray, threads: int) -> Run:
     """ONNX Runtime on the net without its dead units."""
-    return onnx_session(_exported(compacted(model, example)), threads)
+    return _in_onnxruntime(compacted(model, example), threads)
 
 
 def openvino(model: nn.Module, example: np.ndarray, threads: int) -> Run:

@@ -1,0 +1,30 @@
+"""Any model for inference on a CPU, whatever it takes."""
+
+import copy
+
+import torch
+from torch import nn
+
+from vdbench.sparse.language import SparseLanguageModel
+from vdbench.sparse.module import SparseModule
+from vdbench.structure import LanguageModel
+
+
+def to_cpu_sparse(model: nn.Module, *, threads: int | None = None) -> SparseModule | SparseLanguageModel:
+    """A copy of a model for inference on a CPU, in eval mode, that computes with its nonzero weights alone: variational
+    layers are masked at their threshold. It is compiled by `compile_sparse` when it is first called, for the shape of
+    that batch; a model that is no fixed sequence of operations on one tensor is compiled layer by layer. A model of
+    `vdbench.language` becomes a `SparseLanguageModel`.
+
+    Args:
+        threads: at the most (default: as many as PyTorch uses).
+
+    Raises:
+        ValueError: the model is not on the CPU or not float32.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+            raise ValueError(f"{name} is {parameter.dtype} on {parameter.device}: move the model with .cpu().float()")
+    if isinstance(model, LanguageModel):
+        return SparseLanguageModel(model, threads)
+    return SparseModule(copy.deepcopy(model).eval(), threads)
