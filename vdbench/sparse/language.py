@@ -29,6 +29,12 @@ def _product(weight: Tensor, bias: Tensor, threads: int | None) -> nn.Module:
     return SparseModule(layer, threads) if weight.numel() else layer
 
 
+def _run(product: nn.Module, value: np.ndarray) -> np.ndarray:
+    if isinstance(product, SparseModule):
+        return product.net_for(value)(value)  # type: ignore[return-value]
+    return product(torch.from_numpy(value)).numpy()
+
+
 class _Layer(nn.Module):
     """A recurrent layer: what its inputs and biases add up to, for all words at once, and the recurrence."""
 
@@ -39,22 +45,22 @@ class _Layer(nn.Module):
         bias = layer.bias[:, layer.kept].flatten()
         # one-hot words pick columns
         self.picked = (_parts(csr_array, inputs.t()), bias.numpy()) if one_hot else None
-        self.product = None if one_hot else _product(inputs, bias, threads)
+        self.product = nn.Identity() if one_hot else _product(inputs, bias, threads)
         hidden = layer.units[:, layer.kept][:, :, layer.kept].flatten(0, 1)
         self.rows, self.columns = _parts(csr_array, hidden), _parts(csc_array, hidden)
         self.run: Any = kernels.run_lstm if len(layer.units) == GATES["LSTM"] else kernels.run_tanh
 
-    def forward(self, value: Tensor | None, words: np.ndarray, states: list[np.ndarray]) -> Tensor:
-        """Outputs (T * N, units that are kept), of inputs (T * N, ...) or of words; `states` (units, N) go on."""
+    def forward(self, value: np.ndarray, words: np.ndarray, states: list[np.ndarray]) -> np.ndarray:
+        """Outputs (T * N, units), of inputs (T * N, ...) or of one-hot words; the states (units, N) go on."""
         if self.picked:
             columns, bias = self.picked
             gates = np.tile(bias, (len(words), 1))
             kernels.look_up(*columns, words, gates)
         else:
-            gates = self.product(value).numpy()  # type: ignore[misc]
+            gates = _run(self.product, value)
         outputs = np.empty((len(words), len(self.kept)), np.float32)
         self.run(*(self.columns if states[0].shape[1] == 1 else self.rows), gates, *states, outputs)
-        return torch.from_numpy(outputs)
+        return outputs
 
 
 class SparseLanguageModel(nn.Module):
@@ -84,7 +90,7 @@ class SparseLanguageModel(nn.Module):
         self.kept = [layer.kept.numpy().nonzero()[0] for layer in parts.layers]
         below = torch.ones(self.words, dtype=torch.bool) if parts.embedding is None else parts.dimensions
         self._embedding = None if parts.embedding is None else _parts(csr_array, parts.embedding[:, below])
-        self._dimensions = int(below.sum())
+        self._dimensions = 0 if parts.embedding is None else int(below.sum())
         self._layers = nn.ModuleList()
         for number, layer in enumerate(parts.layers):
             one_hot = parts.embedding is None and number == 0
@@ -109,19 +115,17 @@ class SparseLanguageModel(nn.Module):
             raise ValueError(f"the state of so many sequences is {wanted}, each {shape}, not {found}")
         states = [part.float().numpy() for part in states]
         after = [np.zeros(shape, np.float32) for _ in range(kinds)]
-        value = None
+        value = np.zeros((len(words), self._dimensions), np.float32)
         if self._embedding is not None:
-            embedded = np.zeros((len(words), self._dimensions), np.float32)
-            kernels.look_up(*self._embedding, words, embedded)
-            value = torch.from_numpy(embedded)
+            kernels.look_up(*self._embedding, words, value)
         for number, (layer, kept) in enumerate(zip(self._layers, self.kept, strict=True)):
             before = [np.ascontiguousarray(part[number].T[kept]) for part in states]
             before = before or [np.zeros((len(kept), sequences), np.float32) for _ in range(kinds)]
             value = layer(value, words, before)
             for whole, part in zip(after, before, strict=True):
                 whole[number][:, kept] = part.T
+        logits = torch.from_numpy(_run(self._output, value).reshape(steps, sequences, self.words))
         found = [torch.from_numpy(part) for part in after]
-        logits = self._output(value).view(steps, sequences, self.words)
         return logits, (found[0], found[1]) if kinds == 2 else found[0]
 
     def train(self, mode: bool = True) -> "SparseLanguageModel":

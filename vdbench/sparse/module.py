@@ -4,6 +4,7 @@ import logging
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,21 +36,22 @@ class SparseModule(nn.Module):
         if self._whole and not named and len(inputs) == 1 and _is_float(inputs[0]):
             batch = inputs[0].detach()
             if isinstance(self.model, nn.Linear):  # takes any number of axes in front
-                flat = self._compiled(batch.reshape(math.prod(batch.shape[:-1]), batch.shape[-1]))
-                return flat.reshape(*batch.shape[:-1], self.model.out_features)
+                flat = batch.reshape(math.prod(batch.shape[:-1]), batch.shape[-1])
+                return self.net_for(flat)(flat).reshape(*batch.shape[:-1], self.model.out_features)
             try:
-                return self._compiled(batch)
+                return self.net_for(batch)(batch)
             except Untraceable as error:
                 log.warning("%s is compiled layer by layer: %s", type(self.model).__name__, error)
         if self._whole:
             self.model, self._whole = layer_by_layer(self.model, self.threads), False
         return self.model(*inputs, **named)
 
-    def _compiled(self, batch: Tensor) -> Tensor:
-        shape = tuple(batch.shape[1:])
+    def net_for(self, batch: Tensor | np.ndarray) -> CompiledNet:
+        """What is compiled for batches of such examples; it takes arrays too, with less ado than `forward`."""
+        shape = batch.shape[1:]
         if shape not in self.nets:
-            self.nets[shape] = compile_sparse(self.model, batch, threads=self.threads)
-        return self.nets[shape](batch)  # type: ignore[return-value]
+            self.nets[shape] = compile_sparse(self.model, torch.as_tensor(batch), threads=self.threads)
+        return self.nets[shape]
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles compile anew: machine code and memory belong to one process."""

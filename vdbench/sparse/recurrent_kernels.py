@@ -68,9 +68,9 @@ def run_tanh(starts, places, values, gates, hidden, outputs):
     for start in range(0, gates.shape[0], max(1, sequences)):
         gate[:] = gates[start : start + sequences].T
         add_product(starts, places, values, hidden, gate)
-        for unit in range(units):
-            for n in range(sequences):
-                hidden[unit, n] = _tanh(gate[unit, n])
+        flat, after = gate.reshape(-1), hidden.reshape(-1)
+        for n in range(len(after)):
+            after[n] = _tanh(flat[n])
         outputs[start : start + sequences] = hidden.T
 
 
@@ -82,10 +82,14 @@ def run_lstm(starts, places, values, gates, hidden, cell, outputs):
     for start in range(0, gates.shape[0], max(1, sequences)):
         gate[:] = gates[start : start + sequences].T
         add_product(starts, places, values, hidden, gate)
-        for unit in range(units):
-            for n in range(sequences):
-                inlet, keep = _sigmoid(gate[unit, n]), _sigmoid(gate[units + unit, n])
-                new, outlet = _tanh(gate[2 * units + unit, n]), _sigmoid(gate[3 * units + unit, n])
-                cell[unit, n] = keep * cell[unit, n] + inlet * new
-                hidden[unit, n] = outlet * _tanh(cell[unit, n])
+        flat, memory, after = gate.reshape(4, units * sequences), cell.reshape(-1), hidden.reshape(-1)
+        for n in range(len(after)):  # one loop, so that vectors of it are computed at once
+            inlet, keep, new, outlet = (
+                _sigmoid(flat[0, n]),
+                _sigmoid(flat[1, n]),
+                _tanh(flat[2, n]),
+                _sigmoid(flat[3, n]),
+            )
+            memory[n] = keep * memory[n] + inlet * new
+            after[n] = outlet * _tanh(memory[n])
         outputs[start : start + sequences] = hidden.T
