@@ -12,6 +12,7 @@ from vdbench.sparse import recurrent_kernels as kernels
 from vdbench.sparse.module import SparseModule
 from vdbench.structure import GATES, Recurrence, structure
 
+MANY = 256  # words; with fewer, other threads fall asleep over every recurrence and take longer to wake than they save
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # starts, places and values
 
 
@@ -21,18 +22,24 @@ def _parts(kind: type[csr_array] | type[csc_array], matrix: Tensor) -> Parts:
     return found.indptr.astype(np.int64), found.indices.astype(np.uint32), found.data.astype(np.float32)
 
 
-def _product(weight: Tensor, bias: Tensor, threads: int | None) -> nn.Module:
-    """x W^T + b, compiled if there is anything to compile."""
-    layer = nn.Linear(1, 1, device="meta").eval()  # so that no number is drawn
-    layer.out_features, layer.in_features = weight.shape
-    layer.weight, layer.bias = (nn.Parameter(part.clone(), requires_grad=False) for part in (weight, bias))
-    return SparseModule(layer, threads) if weight.numel() else layer
+class _Product(nn.Module):
+    """x W^T + b, (N, inputs) to (N, outputs), compiled if there is anything to compile."""
 
+    def __init__(self, weight: Tensor, bias: Tensor, threads: int | None) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1, device="meta").eval()  # so that no number is drawn
+        self.layer.out_features, self.layer.in_features = weight.shape
+        self.layer.weight, self.layer.bias = (
+            nn.Parameter(part.clone(), requires_grad=False) for part in (weight, bias)
+        )
+        self.of_few = SparseModule(self.layer, 1)
+        self.of_many = self.of_few if threads == 1 else SparseModule(self.layer, threads)
 
-def _run(product: nn.Module, value: np.ndarray) -> np.ndarray:
-    if isinstance(product, SparseModule):
-        return product.net_for(value)(value)  # type: ignore[return-value]
-    return product(torch.from_numpy(value)).numpy()
+    def forward(self, value: np.ndarray) -> np.ndarray:
+        if not self.layer.weight.numel():
+            return self.layer(torch.from_numpy(value)).numpy()
+        module = self.of_few if len(value) < MANY else self.of_many
+        return module.net_for(value)(value)  # type: ignore[return-value]
 
 
 class _Layer(nn.Module):
@@ -45,7 +52,7 @@ class _Layer(nn.Module):
         bias = layer.bias[:, layer.kept].flatten()
         # one-hot words pick columns
         self.picked = (_parts(csr_array, inputs.t()), bias.numpy()) if one_hot else None
-        self.product = nn.Identity() if one_hot else _product(inputs, bias, threads)
+        self.product = nn.Identity() if one_hot else _Product(inputs, bias, threads)
         hidden = layer.units[:, layer.kept][:, :, layer.kept].flatten(0, 1)
         self.rows, self.columns = _parts(csr_array, hidden), _parts(csc_array, hidden)
         self.run: Any = kernels.run_lstm if len(layer.units) == GATES["LSTM"] else kernels.run_tanh
@@ -57,7 +64,7 @@ class _Layer(nn.Module):
             gates = np.tile(bias, (len(words), 1))
             kernels.look_up(*columns, words, gates)
         else:
-            gates = _run(self.product, value)
+            gates = self.product(value)
         outputs = np.empty((len(words), len(self.kept)), np.float32)
         self.run(*(self.columns if states[0].shape[1] == 1 else self.rows), gates, *states, outputs)
         return outputs
@@ -68,7 +75,7 @@ class SparseLanguageModel(nn.Module):
 
     It is called as the model it was made from, and returns what that returns, logits to 1e-5 of the largest; in the
     states it returns, the units that were taken out are zero. What no word of a call waits for is compiled by
-    `compile_sparse` when it is first called; the recurrence is one thread's.
+    `compile_sparse` when it is first called; the recurrence, and a call with few words, is one thread's.
 
     Args:
         threads: at the most (default: as many as PyTorch uses).
@@ -96,7 +103,7 @@ class SparseLanguageModel(nn.Module):
             one_hot = parts.embedding is None and number == 0
             self._layers.append(_Layer(layer, below, threads, one_hot=one_hot))
             below = layer.kept
-        self._output = _product(parts.output[:, below], parts.bias, threads)
+        self._output = _Product(parts.output[:, below], parts.bias, threads)
 
     @torch.no_grad()
     def forward(self, input: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -124,7 +131,7 @@ class SparseLanguageModel(nn.Module):
             value = layer(value, words, before)
             for whole, part in zip(after, before, strict=True):
                 whole[number][:, kept] = part.T
-        logits = torch.from_numpy(_run(self._output, value).reshape(steps, sequences, self.words))
+        logits = torch.from_numpy(self._output(value).reshape(steps, sequences, self.words))
         found = [torch.from_numpy(part) for part in after]
         return logits, (found[0], found[1]) if kinds == 2 else found[0]
 

@@ -19,7 +19,7 @@ LEGEND = [
     "machine was, not how other machines would do. Best dense = the fastest, in that very setting, of "
     + "; ".join(outputs.BACKENDS[backend] for backend in DENSE_BACKENDS)
     + ".",
-    "A language model reads on where the call before ended; its recurrence is one thread's in vdbench. "
+    "A language model reads on where the call before ended; in vdbench its recurrence, and a call with few words, is one thread's. "
     "Dense engines run the pruned net with its zeros; compacted, dense engines run it without its dead units; all "
     "others compute with sparse weights. Of limit = multiply-adds with weights that are not zero, against what the "
     "cores could do of them at most, operands in registers.",
