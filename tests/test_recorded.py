@@ -48,7 +48,11 @@ def test_readme_shows_the_recorded_table(found):
 def test_readme_shows_the_recorded_speeds():
     shown = re.search(r"<!-- speeds.*?-->\n+```\n(.*?)```\n", (ROOT / "README.md").read_text(), re.DOTALL)
     parts = []
-    for file, names in (("inference.yaml", ["vgglike"]), ("paper.yaml", ["lenet300100-mnist", "lenet5-mnist"])):
+    for file, names in (
+        ("inference.yaml", ["vgglike"]),
+        ("paper.yaml", ["lenet300100-mnist", "lenet5-mnist"]),
+        ("ptb.yaml", ["lstm200-ptb-more-divergence", "tanh200-ptb-log-alpha-1"]),
+    ):
         suite = load_suite(ROOT / "configs" / file)
         timed = current.load(RECORDED.parent / suite.suite, suite)[0]
         parts += [tables.speeds(suite, {"recorded": timed}, name) for name in names]

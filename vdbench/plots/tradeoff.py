@@ -51,6 +51,11 @@ def _panel(axis: Axes, view: View) -> None:
         axis.plot(ratios, curve, ".-", color=COLOURS[net.method], linewidth=0.9, markersize=4, alpha=0.55, zorder=2)
         look = {"color": COLOURS[net.method], "markeredgecolor": "white", "markersize": 7}
         axis.plot(_ratio(net), net.value, MARKERS[net.method], **look, zorder=4)
+    if all(net.method != "dense" for net in nets):  # those they are compared with are runs of another experiment
+        controls = {net.control.value for net in nets if net.control}
+        axis.plot(
+            [1] * len(controls), sorted(controls), MARKERS["dense"], color=COLOURS["dense"], mfc="white", zorder=4
+        )
     for row, colour in [*others, *paper]:
         marker = PUBLISHED_MARKERS[row.method] if row.kind == "published" else "x"
         size = 13 if row.method == published.SPARSE_VD and row.kind == "published" else 8
@@ -99,11 +104,12 @@ def _ratio(net: Record) -> float:
 
 def _handles(views: Sequence[View]) -> list[Line2D]:
     present = {net.method for view in views for net in view.of("prune")}
+    controls = any(net.control for view in views for net in view.of("prune"))
     curves = any(net.curve for view in views for net in view.of("prune"))
     handles = [
         handle
         for method in outputs.METHODS
-        if method in present
+        if method in present or (method == "dense" and controls)
         for handle in method_handles([method], marker=MARKERS[method], linestyle="", markersize=7)
     ]
     if curves:

@@ -19,11 +19,14 @@ LEGEND = [
     "machine was, not how other machines would do. Best dense = the fastest, in that very setting, of "
     + "; ".join(outputs.BACKENDS[backend] for backend in DENSE_BACKENDS)
     + ".",
-    "A language model reads on where the call before ended; in vdbench its recurrence, and a call with few words, is one thread's. "
     "Dense engines run the pruned net with its zeros; compacted, dense engines run it without its dead units; all "
     "others compute with sparse weights. Of limit = multiply-adds with weights that are not zero, against what the "
     "cores could do of them at most, operands in registers.",
 ]
+_READING = (
+    "Language models read on where the call before ended; in vdbench their recurrence, and calls with few words, are "
+    "one thread's."
+)
 _COLUMNS = ["experiment", "model", "method", "seed", "source", "density", "backend", "device", "threads", "batch_size"]
 _COLUMNS += ["steps", "n", "median_s", "us_per_example", "best_dense", "speedup", "speedup_low", "speedup_high"]
 _COLUMNS += ["over_torch", "gflops", "of_limit", "cpu"]
@@ -38,12 +41,15 @@ def document(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]])
             numbers += [_numbers(source, record, item) for item in speedups(record)]
         remarks += _missing(name, records) if records else [f"{name}: no timings"]
         sections += _sections(suite, name, records)
+    reads = any(
+        experiment.timed and experiment.model in outputs.LANGUAGE_MODELS for experiment in suite.experiments.values()
+    )
     return Document(
         title=f"Measured inference time ({suite.suite})",
         label="speedup",
         numbers=pd.DataFrame(numbers, columns=_COLUMNS),
         sections=sections,
-        notes=[*remarks, *source_notes(sources, notes), *LEGEND],
+        notes=[*remarks, *source_notes(sources, notes), *LEGEND, *([_READING] if reads else [])],
     )
 
 
