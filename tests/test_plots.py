@@ -83,6 +83,14 @@ def test_every_net_curve_and_published_point_is_drawn(suite, results):
     assert {(68.0, 1.92), (56.0, 1.99), (32.9, 1.6)} <= points
 
 
+def test_where_the_dense_net_is_another_experiments_its_error_is_drawn_all_the_same(suite, results):
+    others = [record for record in results[1] if record.method != "dense"]
+    figure = plots.FIGURES["error_vs_compression"](view(suite, results, made=others))
+    hollow = [line for line in figure.axes[0].get_lines() if line.get_markerfacecolor() == "white"]
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in hollow] == [([1], [1.64])]
+    assert "dense" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 def test_nets_above_the_axis_are_named_at_its_edge(suite, results):
     figure = plots.FIGURES["error_vs_compression"](view(suite, results))
     axis = figure.axes[0]

@@ -10,6 +10,7 @@ from vdbench.baselines import GradualPruner
 from vdbench.conversion import to_variational_dropout
 from vdbench.language import RNNLM, OneHotRNNLM
 from vdbench.sparse import SparseLanguageModel, to_cpu_sparse
+from vdbench.sparse.language import MANY
 from vdbench.structure import structure, told_words
 from vdbench.variational import variational_matrices
 
@@ -83,6 +84,14 @@ def test_a_model_without_weights_says_its_biases():
     assert set(fast.counts.values()) == {0}
     logits, (hidden, _) = fast(WORDS)
     assert torch.equal(logits, net.output.bias.detach().expand(9, 3, 50)) and not hidden.any()
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_calls_with_many_words_agree_on_any_number_of_threads(kind, threads):
+    net, words = pruned(kind), torch.randint(50, (9, 60), generator=torch.Generator().manual_seed(2))
+    assert words.numel() > MANY
+    same_logits(to_cpu_sparse(net, threads=threads)(words)[0], net(words)[0].detach())
 
 
 @pytest.mark.parametrize("kind", MAKERS)

@@ -1,4 +1,4 @@
-"""A pruned language model on a CPU: words and units that do not matter taken out, the rest in sparse matrices."""
+"""A pruned language model on a CPU: what does not matter taken out, the rest compiled, but for recurrences."""
 
 from typing import Any
 
@@ -82,6 +82,7 @@ class SparseLanguageModel(nn.Module):
 
     Attributes:
         counts: words, units and gates that are left; see `structure.Structure.counts`.
+        kept: the units that are left, by layer.
 
     Raises:
         ValueError: not a language model of `vdbench.language`.
@@ -94,7 +95,6 @@ class SparseLanguageModel(nn.Module):
         self.mode, self.words = model.rnn.mode, len(parts.bias)  # type: ignore[union-attr]
         self.units = parts.layers[0].units.shape[1]
         self.counts = parts.counts()
-        self.kept = [layer.kept.numpy().nonzero()[0] for layer in parts.layers]
         below = torch.ones(self.words, dtype=torch.bool) if parts.embedding is None else parts.dimensions
         self._embedding = None if parts.embedding is None else _parts(csr_array, parts.embedding[:, below])
         self._dimensions = 0 if parts.embedding is None else int(below.sum())
@@ -104,6 +104,7 @@ class SparseLanguageModel(nn.Module):
             self._layers.append(_Layer(layer, below, threads, one_hot=one_hot))
             below = layer.kept
         self._output = _Product(parts.output[:, below], parts.bias, threads)
+        self.kept = [layer.kept for layer in self._layers]
 
     @torch.no_grad()
     def forward(self, input: Tensor, state: State | None = None) -> tuple[Tensor, State]:
