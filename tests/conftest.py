@@ -1,9 +1,13 @@
-"""Fixtures for tests that train."""
+"""Fixtures for tests that train, or that take a suite through the command line."""
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
 import torch
+from tiny_suite import SUITE, run_jobs, write_suite
+
+from vdbench import cli, config
 
 
 @pytest.fixture
@@ -14,3 +18,33 @@ def one_thread() -> Iterator[None]:
     yield
     torch.set_num_threads(before)
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The tiny suite, all its jobs done; read only."""
+    folder = tmp_path_factory.mktemp("trained")
+    run_jobs(folder / "results/tiny", config.parse_suite(SUITE, "tiny"))
+    return folder
+
+
+@pytest.fixture
+def project(trained, tmp_path, monkeypatch):
+    """A folder of one's own with the tiny suite done, as the current one."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    write_suite(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_suite(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def recorded(project):
+    assert cli.main(["record", "tiny.yaml"]) == 0
+    return project / "results/recorded/tiny"

@@ -6,7 +6,7 @@ import shutil
 import factory
 import pytest
 
-from vdbench import config, current, records, shipping
+from vdbench import config, current, records
 from vdbench.records import RecordError
 
 
@@ -184,23 +184,3 @@ def test_a_write_makes_its_folder_and_replaces_at_once(tmp_path):
         assert not path.exists()
     assert path.read_text() == "whole"
     assert list(path.parent.iterdir()) == [path]
-
-
-def test_nets_travel_by_what_they_lose_as_far_as_a_set_goes(suite, monkeypatch):
-    monkeypatch.setattr(shipping, "LARGEST_SET", 100)
-    monkeypatch.setattr(shipping, "LARGEST_NET", 70)
-    runs = {
-        "vd_finetune": (2.0, 60),
-        "vd_warmup": (1.0, 50),
-        "magnitude": (3.0, 50),
-        "random": (0.5, 71),
-        "dense": (0.1, 1),
-    }
-    made = [factory.record(suite, "fc", method, 0, metrics={"error": error}) for method, (error, _) in runs.items()]
-    found = [
-        record.model_copy(update={"size": record.size.model_copy(update={"file_bytes": size})})
-        for record, (_, size) in zip(made, runs.values(), strict=True)
-    ]
-    assert shipping.shippable(found) == {("fc", "vd_warmup", 0), ("fc", "magnitude", 0)}
-    diverged = [r.model_copy(update={"status": "diverged"}) if r.method == "vd_warmup" else r for r in found]
-    assert shipping.shippable(diverged) == {("fc", "vd_finetune", 0)}

@@ -98,13 +98,13 @@ class SparseLanguageModel(nn.Module):
         below = torch.ones(self.words, dtype=torch.bool) if parts.embedding is None else parts.dimensions
         self._embedding = None if parts.embedding is None else _parts(csr_array, parts.embedding[:, below])
         self._dimensions = 0 if parts.embedding is None else int(below.sum())
-        self._layers = nn.ModuleList()
+        layers: list[_Layer] = []
         for number, layer in enumerate(parts.layers):
             one_hot = parts.embedding is None and number == 0
-            self._layers.append(_Layer(layer, below, threads, one_hot=one_hot))
+            layers.append(_Layer(layer, below, threads, one_hot=one_hot))
             below = layer.kept
         self._output = _Product(parts.output[:, below], parts.bias, threads)
-        self.kept = [layer.kept for layer in self._layers]
+        self._layers, self.kept = nn.ModuleList(layers), [layer.kept for layer in layers]
 
     @torch.no_grad()
     def forward(self, input: Tensor, state: State | None = None) -> tuple[Tensor, State]:
