@@ -22,13 +22,10 @@ def verify(folders: Sequence[Path], *, cache_folder: Path | None = None, mirror:
     Raises RecordError if there is no net to verify, DataError if there is no data to verify it on.
     """
     folders = folders or [shipping.recorded()]
-    found = [(path, records.read(path)) for folder in folders for path in sorted(folder.glob("**/prune.json"))]
+    paths = [path for folder in folders for path in sorted(folder.glob("**/prune.json"))]
+    found = [(path.with_name("pruned.npz"), records.read(path)) for path in paths]
     required = cache(_required)
-    shipped = [
-        (net, record)
-        for net, record in ((path.with_name("pruned.npz"), record) for path, record in found)
-        if net.exists() or record.run in required(net.resolve().parents[3])
-    ]
+    shipped = [(net, r) for net, r in found if net.exists() or r.run in required(net.resolve().parents[3])]
     if not shipped:
         raise records.RecordError(f"no recorded nets under {', '.join(map(str, folders))}")
     load = cache(lambda name, size: data.load(name, validation_size=size, cache=cache_folder, mirror=mirror))

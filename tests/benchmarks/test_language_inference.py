@@ -17,7 +17,6 @@ from vdbench import metrics, shipping
 from vdbench.baselines import GradualPruner
 from vdbench.models import MODELS
 from vdbench.sparse.backends import LANGUAGE_BACKENDS, BackendMissing
-from vdbench.timing import check_equal
 
 WORDS, ROUNDS = 10_000, 21
 SHIPPED = "lstm200-ptb-more-divergence-vd_finetune"
@@ -45,7 +44,10 @@ def test_language_inference(benchmark, density, steps, sequences, capsys):
     for name, build in LANGUAGE_BACKENDS.items():
         with contextlib.suppress(BackendMissing):
             runs[name] = build(net, words, 1)
-    check_equal(runs, words)
+    expected = runs["torch_dense"](words)
+    for name, run in runs.items():
+        if name != "torch_dense":  # which has read on
+            np.testing.assert_allclose(run(words), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     fast = runs.pop("vdbench")
     seconds: dict[str, list[float]] = {name: [] for name in runs}
 

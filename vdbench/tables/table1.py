@@ -119,7 +119,7 @@ def detail(experiment: Experiment, ours: Sequence[MethodResult]) -> pd.DataFrame
                 "n": result.n,
                 "Sparsity per layer, %": sparsity_text(result),
                 "Compression": ratio(result.compression),
-                "Against paper": signed(error_change, 2),
+                "Error against paper": signed(error_change, 2),
                 "Compression against paper": NOTHING if compression_factor is None else f"{compression_factor:.2f}×",
                 "Error against dense": _paired(dense, error),
                 "Dense error, %": plus_minus(result.control, 2),
@@ -127,12 +127,13 @@ def detail(experiment: Experiment, ours: Sequence[MethodResult]) -> pd.DataFrame
             }
         )
     columns = ["Method", "Source", error_name, "95 % interval", "n", "Sparsity per layer, %", "Compression"]
-    columns += ["Against paper", "Compression against paper"] if published.sparse_vd(experiment) else []
+    columns += ["Error against paper", "Compression against paper"] if published.sparse_vd(experiment) else []
     columns += ["Error against dense", "Dense error, %", "Theoretical speedup"]
     frame = pd.DataFrame([{column: row.get(column, NOTHING) for column in columns} for row in rows], columns=columns)
     if outputs.measure(experiment) == "error":
         return frame
-    return frame.rename(columns={"Error against dense": "Against dense", "Dense error, %": "Dense perplexity"})
+    names = {f"Error against {other}": f"Against {other}" for other in ("paper", "dense")}
+    return frame.rename(columns=names | {"Dense error, %": "Dense perplexity"})
 
 
 def against_paper(result: MethodResult) -> tuple[float | None, float | None]:
