@@ -65,7 +65,8 @@ class Code:
         return self.b.sext(value, I64) if isinstance(kind, ir.IntType) and kind.width < 64 else value
 
     def load(self, pointer: Value, kind: ir.Type) -> Value:
-        return self.b.load(pointer, align=4 if kind != I16 else 2, typ=kind)
+        number = kind.element if isinstance(kind, ir.VectorType) else kind
+        return self.b.load(pointer, align=min(4, number.width // 8) if isinstance(number, ir.IntType) else 4, typ=kind)
 
     def store(self, value: Value, pointer: Value) -> None:
         self.b.store(value, pointer, align=4)

@@ -4,7 +4,8 @@ Everything the engine runs natively is one of four shapes of code:
 
 - `Tile`: a few vectors of one output row are held in registers while the row's nonzero weights pass by; each is
   spread over a vector and multiplied with as many vectors of the input. Lanes are examples or neighbouring pixels.
-- `Slices`: lanes are output units, so the weights are the vectors and the inputs are gathered: for single vectors.
+- `Slices`: lanes are output units, so the weights are the vectors and the inputs are gathered, or picked out of a
+  window of inputs in registers: for single vectors.
 - `Transpose`: batches of examples to vectors of lanes and back.
 - `Copy`: rows of one example into or out of a padded plane.
 
@@ -14,6 +15,7 @@ Weights and positions are data, not code: one kernel serves every layer of the s
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from llvmlite import ir
 
@@ -61,9 +63,10 @@ class Tile:
 
 @dataclass(frozen=True)
 class Slices:
-    """`lanes` output units at a time."""
+    """`lanes` output units at a time. `windows`: the inputs of a step lie within `window(lanes)` numbers."""
 
     lanes: int
+    windows: bool = False
     activation: Activation = IDENTITY
 
 
@@ -84,6 +87,13 @@ class Copy:
 
 
 Kernel = Tile | Slices | Transpose | Copy
+CHAINS = 4  # sums that a slice is split into where its inputs take no longer than a multiply-add
+PICKS = {16: ("x86.avx512.vpermi2var.ps.512", 2)}  # by lanes: picks numbers out of so many vectors
+
+
+def window(lanes: int) -> int:
+    """Numbers that inputs can be picked out of in one operation; 0 where there is no such."""
+    return PICKS[lanes][1] * lanes if lanes in PICKS else 0
 
 
 def _tables(code: Code, tables: Value, count: int) -> list[Value]:
@@ -93,6 +103,19 @@ def _tables(code: Code, tables: Value, count: int) -> list[Value]:
 
 def pointer_to(code: Code, address: Value) -> Value:
     return code.b.inttoptr(address, POINTER)
+
+
+def _in_chains(code: Code, chains: list[Any], entry: Variable, stop: Value, add: Callable[[Any, Value], None]) -> None:
+    """Add the terms from `entry` to `stop`, in turn to the one chain and to the other; then `entry` is there."""
+    count = len(chains)
+    if count > 1:
+        with code.loop(code.b.sub(stop, I64(count - 1)), entry.get(), count) as e:
+            for c, chain in enumerate(chains):
+                add(chain, code.b.add(e, I64(c)))
+            entry.set(code.b.add(e, I64(count)))
+    with code.loop(stop, entry.get()) as e:
+        add(chains[0], e)
+    entry.set(stop)
 
 
 def build_tile(code: Code, source: Value, destination: Value, tables: Value, tile: Tile) -> None:
@@ -166,14 +189,7 @@ def build_tile(code: Code, source: Value, destination: Value, tables: Value, til
             else:
                 for acc, value in zip(sums[0], start(t, r), strict=True):
                     acc.set(value)
-            if tile.chains > 1:
-                with code.loop(b.sub(stop, I64(tile.chains - 1)), entry.get(), tile.chains) as e:
-                    for c, chain in enumerate(sums):
-                        add(chain, b.add(e, I64(c)), src)
-                    entry.set(b.add(e, I64(tile.chains)))
-            with code.loop(stop, entry.get()) as e:
-                add(sums[0], e, src)
-            entry.set(stop)
+            _in_chains(code, sums, entry, stop, lambda chain, index, src=src: add(chain, index, src))
             totals = [functools.reduce(b.fadd, (acc.get() for acc in column)) for column in zip(*sums, strict=True)]
             if tile.blocked:
                 with b.if_else(b.trunc(b.lshr(kind, I64(1)), I1)) as (ends, goes_on):
@@ -187,30 +203,46 @@ def build_tile(code: Code, source: Value, destination: Value, tables: Value, til
 
 
 def build_slices(code: Code, source: Value, destination: Value, tables: Value, kernel: Slices) -> None:
-    """Tables: slices, then the addresses of slice ends (in vectors: i64), weights (vectors of float), places (vectors
-    of i32, bytes), biases (vectors of float) and the outputs' places (vectors of i32, bytes)."""
+    """Tables: slices, then the addresses of slice ends (in steps: i64), weights (vectors of float), places (vectors of
+    i32, bytes; with windows of i8, numbers from the window's start, -1 for none), biases (vectors of float), the
+    outputs' places (vectors of i32, bytes) and where the windows start (i32, bytes)."""
     b, lanes = code.b, kernel.lanes
     vector, positions = ir.VectorType(FLOAT, lanes), ir.VectorType(I32, lanes)
     pointers, bits = ir.VectorType(POINTER, lanes), ir.VectorType(I1, lanes)
-    count, *addresses = _tables(code, tables, 6)
-    ends, weights, places, biases, outputs = (pointer_to(code, address) for address in addresses)
-    every, kinds = bits([1] * lanes), f"v{lanes}f32.v{lanes}p0"
+    count, *addresses = _tables(code, tables, 7)
+    ends, weights, places, biases, outputs, windows = (pointer_to(code, address) for address in addresses)
+    every, zero, kinds = bits([1] * lanes), vector([0.0] * lanes), f"v{lanes}f32.v{lanes}p0"
 
     def addresses_of(base: Value, table: Value, index: Value) -> Value:
         found = b.gep(base, [code.element(table, index, positions)], source_etype=I8)
         found.type = pointers  # llvmlite knows no vectors of addresses
         return found
 
+    def gathered(index: Value) -> Value:
+        where = addresses_of(source, places, index)
+        return code.intrinsic(f"masked.gather.{kinds}", vector, where, I32(4), every, vector(ir.Undefined))
+
+    def picked(index: Value) -> Value:
+        operation, vectors = PICKS[lanes]
+        begin = code.at(source, code.element(windows, index, I32))
+        numbers = [code.load(code.at(begin, k * lanes * FLOAT_BYTES), vector) for k in range(vectors)]
+        which = code.load(b.gep(places, [index], source_etype=ir.VectorType(I8, lanes)), ir.VectorType(I8, lanes))
+        found = code.intrinsic(operation, vector, numbers[0], b.sext(which, positions), *numbers[1:])
+        # what else is in the window may be NaN
+        return b.select(b.icmp_signed("<", which, which.type([0] * lanes)), zero, found)
+
+    def add(total: Variable, index: Value) -> None:
+        value = picked(index) if kernel.windows else gathered(index)
+        total.set(code.fma(code.element(weights, index, vector), value, total.get()))
+
     entry = code.variable(I64, I64(0))
     with code.loop(count) as s:
         stop = code.element(ends, s, I64)
-        total = code.variable(vector, code.element(biases, s, vector))
-        with code.loop(stop, entry.get()) as e:
-            where = addresses_of(source, places, e)
-            values = code.intrinsic(f"masked.gather.{kinds}", vector, where, I32(4), every, vector(ir.Undefined))
-            total.set(code.fma(code.element(weights, e, vector), values, total.get()))
-        entry.set(stop)
-        result = code.activated(total.get(), kernel.activation)
+        chains = [code.variable(vector, zero) for _ in range(CHAINS if kernel.windows else 1)]
+        chains[0].set(code.element(biases, s, vector))
+        _in_chains(code, chains, entry, stop, add)
+        total = functools.reduce(b.fadd, (chain.get() for chain in chains))
+        result = code.activated(total, kernel.activation)
         where = addresses_of(destination, outputs, s)
         code.intrinsic(f"masked.scatter.{kinds}", ir.VoidType(), result, where, I32(4), every)
 

@@ -23,6 +23,17 @@ from vdbench.sparse.graph import Padding, Shape
 ZEROS, TRASH, PARTIAL, PARTIAL_BYTES = 0, 256, 512, 16 << 10
 
 
+LINE = 64  # bytes of a cache line: a vector that lies in two takes twice as long
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -> np.ndarray:
+    """An array, its content arbitrary, that starts where a cache line does."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(size + LINE, np.uint8)
+    start = -raw.ctypes.data % LINE
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
 @dataclass(frozen=True)
 class Geometry:
     """How the planes of values of one map size lie: `examples` numbers a pixel, 1 for single examples."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vdbench.sparse.code import FLOAT_BYTES
-from vdbench.sparse.codegen import Copy, Kernel, Slices, Tile, Transpose
+from vdbench.sparse.codegen import Copy, Kernel, Slices, Tile, Transpose, window
 from vdbench.sparse.jit import vector_lanes
 from vdbench.sparse.layout import TRASH, ZEROS, Place
 from vdbench.sparse.stencil import Stencil
@@ -52,7 +52,9 @@ def candidates(stencil: Stencil, examples: int) -> list[Candidate]:
                     found.append(_tile_candidate(size, lanes, blocked=True))
     small = height * width <= UNROLLED_PIXELS and stencil.pool == (1, 1) and not stencil.maximum
     if single and small:
-        found.append(Candidate("slices", slices_step))
+        found.append(Candidate("slices", functools.partial(slices_step, windows=False)))
+        if window(widest):
+            found.append(Candidate("windows", functools.partial(slices_step, windows=True)))
     elif small and height * width > 1:
         found.append(Candidate("unrolled", unrolled_step))
     return found
@@ -184,26 +186,66 @@ def unrolled_step(stencil: Stencil, places: Mapping[str, Place], out: Place) -> 
     return Step(kernel, tables)
 
 
-def slices_step(stencil: Stencil, places: Mapping[str, Place], out: Place) -> Step:
-    """Single vectors and small maps: lanes are output units. Units with like numbers of terms share a slice; the
-    shorter ones are filled up with zeros times zero."""
+def slices_step(stencil: Stencil, places: Mapping[str, Place], out: Place, *, windows: bool) -> Step:
+    """Single vectors and small maps: lanes are output units. Units with like numbers of terms share a slice; a lane
+    that has no term in a step adds zero times zero. With `windows`, a step's terms lie near one another."""
     terms, lanes = _unrolled(stencil, places, out), vector_lanes()
-    counts = terms.counts
-    slices = -(-len(counts) // lanes)
-    order = np.argsort(-counts, kind="stable")
+    order = np.argsort(-terms.counts, kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
-    lengths = np.append(counts[order], np.zeros(slices * lanes - len(order), np.int64)).reshape(slices, lanes).max(1)
-    ends = np.cumsum(lengths)
-    nth = np.arange(len(terms.row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    vector, lane = np.divmod(rank[terms.row], lanes)
-    vector = (ends - lengths)[vector] + nth
-    weights = np.zeros((ends[-1], lanes), np.float32)
-    operands = np.full((ends[-1], lanes), ZEROS, np.int32)
-    weights[vector, lane], operands[vector, lane] = terms.weight, terms.operand
+    slices = -(-len(order) // lanes)
+    term = np.lexsort((terms.operand, rank[terms.row]))
+    ranks, operands, weights = rank[terms.row[term]], terms.operand[term], terms.weight[term]
+    ends = np.searchsorted(ranks, np.arange(slices * lanes), side="right").reshape(slices, lanes)
+    share_out = _in_windows if windows else _one_by_one
+    step, starts, lengths = share_out(operands, ends)
+    stops = np.cumsum(lengths)
+    slice_of, lane = np.divmod(ranks, lanes)
+    step += (stops - lengths)[slice_of]
+    factors = np.zeros((stops[-1], lanes), np.float32)
+    factors[step, lane] = weights
+    if windows:
+        inputs = np.full((stops[-1], lanes), -1, np.int8)
+        inputs[step, lane] = (operands - starts[step]) // FLOAT_BYTES
+    else:
+        inputs = np.full((stops[-1], lanes), ZEROS, np.int32)
+        inputs[step, lane] = operands
     bias, outputs = np.zeros(slices * lanes, np.float32), np.full(slices * lanes, TRASH, np.int32)
     bias[: len(order)], outputs[: len(order)] = terms.bias[order], terms.place[order]
-    return Step(Slices(lanes, stencil.activation), [slices, ends, weights, operands, bias, outputs])
+    kernel = Slices(lanes, windows, stencil.activation)
+    return Step(kernel, [slices, stops, factors, inputs, bias, outputs, starts.astype(np.int32)])
+
+
+Shares = tuple[np.ndarray, np.ndarray, np.ndarray]  # every term's step in its slice, steps' windows, steps of slices
+
+
+def _one_by_one(operands: np.ndarray, ends: np.ndarray) -> Shares:
+    """A term of every lane in every step. `ends` (slices, lanes): behind every lane's last term."""
+    counts = np.diff(ends.ravel(), prepend=0)
+    step = np.arange(len(operands)) - np.repeat(ends.ravel() - counts, counts)
+    return step, np.zeros(0, np.int64), counts.reshape(ends.shape).max(1)
+
+
+def _in_windows(operands: np.ndarray, ends: np.ndarray) -> Shares:
+    """In every step the next term of those lanes where it lies in the window that begins with the foremost one.
+    `operands` rise within a lane."""
+    span, vector = window(vector_lanes()) * FLOAT_BYTES, vector_lanes() * FLOAT_BYTES
+    upcoming = np.append(operands, np.iinfo(np.int64).max)
+    position = np.concatenate([[0], ends.ravel()[:-1]]).reshape(ends.shape)
+    step, lengths = np.zeros(len(operands), np.int64), np.zeros(len(ends), np.int64)
+    going, starts, slices = np.arange(len(ends)), [], []
+    while len(going := going[(position[going] < ends[going]).any(1)]):
+        here = position[going]
+        operand = np.where(here < ends[going], upcoming[here], upcoming[-1])
+        start = operand.min(1) // vector * vector
+        taken = operand < (start + span)[:, None]
+        step[here[taken]] = np.broadcast_to(lengths[going, None], taken.shape)[taken]
+        position[going] += taken
+        lengths[going] += 1
+        starts.append(start)
+        slices.append(going)
+    order = np.argsort(np.concatenate([*slices, []]), kind="stable")
+    return step, np.concatenate([*starts, []])[order].astype(np.int64), lengths
 
 
 def batch_copy_step(place: Place, used: np.ndarray, *, back: bool) -> Step:

@@ -12,12 +12,13 @@ from vdbench.sparse.code import FLOAT_BYTES
 from vdbench.sparse.driver import RELEASED, build_driver, giving_way
 from vdbench.sparse.graph import Shape
 from vdbench.sparse.jit import compile_kernel, native_function, vector_lanes
-from vdbench.sparse.layout import Arena, Geometry, Place, geometries, maps
+from vdbench.sparse.layout import Arena, Geometry, Place, aligned, geometries, maps
 from vdbench.sparse.lowering import NOTHING, Step, batch_copy_step, candidates, single_copy_step
 from vdbench.sparse.stencil import Stencil
 
 FARTHEST = 2**31 - 1  # bytes that a place in the arena can be counted in
 ARENA = 0  # the first base address; those of the inputs and outputs follow
+REACH = 128  # bytes behind what is used that vectors may reach into
 ROW_TERMS = 4  # about what a row of sums costs besides its terms, in terms
 
 
@@ -202,8 +203,10 @@ class Program:
         return [(vectors, [*pack, *early]), (1, together), (vectors, unpack)]
 
     def _keep(self, array: np.ndarray) -> np.ndarray:
-        self._kept.append(np.ascontiguousarray(array))
-        return self._kept[-1]
+        kept = aligned(array.shape, array.dtype)
+        kept[...] = array
+        self._kept.append(kept)
+        return kept
 
     def _linked(self, calls: Sequence[_Call], thread: int) -> int:
         """The address of the driver's list of a thread's steps. The first one copies, alone."""
@@ -242,8 +245,8 @@ class Bound:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        raw = np.zeros(program.arena_bytes + 128, np.uint8)
-        self._arena = raw[-raw.ctypes.data % 64 :]
+        self._arena = aligned((program.arena_bytes + REACH,), np.uint8)
+        self._arena[:] = 0
         self._bases = np.array([[self._arena.ctypes.data, *program.group_bytes], [0, *program.group_bytes]], np.int64)
         self._counts = np.array(
             [len(program.stages[0]), 0, self._bases.shape[1], program.threads, giving_way(), 0], np.int64
