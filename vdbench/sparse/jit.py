@@ -39,6 +39,15 @@ def vector_lanes() -> int:
 
 
 @cache
+def first_level_bytes() -> int:
+    """Of the cache nearest to the processor; where the system does not say, what most have."""
+    with contextlib.suppress(OSError, ValueError):
+        size = Path("/sys/devices/system/cpu/cpu0/cache/index0/size").read_text()
+        return int(size.strip().removesuffix("K")) << 10
+    return 32 << 10
+
+
+@cache
 def machine_name() -> str:
     """The processor and what it can do: code and measurements of one kind are of no use to another."""
     features = ",".join(sorted(name for name, there in llvm.get_host_cpu_features().items() if there))

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from vdbench.sparse.code import FLOAT_BYTES
-from vdbench.sparse.jit import vector_lanes
+from vdbench.sparse.jit import first_level_bytes, vector_lanes
 from vdbench.sparse.layout import PARTIAL_BYTES, Geometry
 from vdbench.sparse.stencil import Stencil
 
-BLOCK_BYTES = 20 << 10  # of inputs, which stay in the first-level cache
+INPUTS_SHARE = 3 / 4  # of the first-level cache: a block of inputs stays there
 WORTH_A_VISIT = 4  # terms that make up for keeping partial sums
 
 
@@ -108,7 +108,7 @@ def block_of(stencil: Stencil, examples: int, registers: int) -> np.ndarray:
     e, (sy, sx) = stencil.entries, stencil.stride
     rows, columns = tile_shape(stencil, examples, registers, vector_lanes())
     window = ((rows - 1) * sy + np.ptp(e.y) + 1) * ((columns - 1) * sx + np.ptp(e.x) + 1)
-    channels = max(1, BLOCK_BYTES // int(window * examples * FLOAT_BYTES))
+    channels = max(1, int(INPUTS_SHARE * first_level_bytes() / (window * examples * FLOAT_BYTES)))
     return e.source * (int(e.channel.max()) // channels + 1) + e.channel // channels
 
 
