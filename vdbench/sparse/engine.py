@@ -45,6 +45,8 @@ class CompiledNet:
         self.graph, self.plans = graph, plans
         self._pool, self._process = Pool(threads or torch.get_num_threads()), os.getpid()
         self._single, self._batch = (self._runner(key, plans[key][0]) for key in ("single", "batch"))
+        lanes, batch = vector_lanes(), plans["batch"][0]
+        self._single_s, self._block_s = plans["single"][0].seconds, lanes * batch.seconds / batch.examples
         self._kept: dict[int, Way] = {}  # by how many binary digits the number of examples has
         self._one = None if self._rivals("single") else self._single.shortest(1, self._pool)
         self._one_shape = (1, *graph.input.shape)
@@ -117,8 +119,7 @@ class CompiledNet:
 
     def _planned_s(self, count: int) -> tuple[float, float]:
         """Seconds for so many examples, one by one and in blocks."""
-        lanes, batch = vector_lanes(), self.plans["batch"][0]
-        return count * self.plans["single"][0].seconds, -(-count // lanes) * lanes * batch.seconds / batch.examples
+        return count * self._single_s, -(-count // vector_lanes()) * self._block_s
 
     def _one_by_one(self, count: int) -> bool:
         single_s, batch_s = self._planned_s(count)

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import os
 import threading
 import weakref
@@ -12,12 +13,19 @@ import numpy as np
 
 from vdbench.sparse.graph import Shape
 from vdbench.sparse.jit import vector_lanes
+from vdbench.sparse.layout import address, aligned
 from vdbench.sparse.plan import BATCH_VECTORS, Item, Network, Plan, choose, operations, stretches
 from vdbench.sparse.program import Bound, Program, Segment
 from vdbench.sparse.torch_run import TorchRun
 
 SMALL = 8192  # numbers that are copied faster than their place is found
 WORTH_A_THREAD_S = 1e-4  # less work than this stays on the calling thread
+
+
+def _results(count: int, shape: Shape) -> np.ndarray:
+    """Memory for so many results; not every call of a small net can wait for a cache line to start."""
+    full = count, *shape
+    return np.empty(full, np.float32) if math.prod(full) < SMALL else aligned(full)
 
 
 class NativeRun:
@@ -33,6 +41,7 @@ class NativeRun:
         self._shapes = [segment.shapes[name] for name in (*segment.inputs, *segment.outputs)]
         self._block_bytes = [4 * self.block * int(np.prod(shape)) for shape in self._shapes]
         self._programs: dict[tuple[int, int], Program] = {}
+        self._groups = functools.lru_cache(self._groups_of)
         self._local = threading.local()
         self._lock = threading.Lock()
 
@@ -48,32 +57,39 @@ class NativeRun:
             mine[key] = Bound(self._programs[key])
         return mine[key]
 
-    def _groups(self, blocks: int) -> list[tuple[int, int]]:
-        """(vectors of examples in a group, groups) that make up so many blocks."""
+    def _groups_of(self, blocks: int) -> list[tuple[int, int, int]]:
+        """(blocks before it, vectors of examples in a group, groups) of what makes up so many blocks."""
         if self.single:
-            return [(0, blocks)]
+            return [(0, 0, blocks)]
         if self.split == len(self.segment.stencils):
-            return [(1, blocks)]
-        found, vectors = [], BATCH_VECTORS
-        while blocks:
-            found.append((vectors, blocks // vectors))
-            blocks, vectors = blocks % vectors, vectors // 2
-        return [(vectors, groups) for vectors, groups in found if groups]
+            return [(0, 1, blocks)]
+        found, vectors, before = [], BATCH_VECTORS, 0
+        while before < blocks:
+            groups = (blocks - before) // vectors
+            if groups:
+                found.append((before, vectors, groups))
+            before, vectors = before + groups * vectors, vectors // 2
+        return found
 
     def _pieces(
         self, addresses: Sequence[int], blocks: int, threads: int = 1
     ) -> Iterator[tuple[Bound, Sequence[int], int]]:
         """Programs that make up so many blocks, where each finds its inputs and outputs, and its groups."""
-        for vectors, groups in self._groups(blocks):
-            bound = self._bound(vectors, threads)
-            yield bound, addresses, groups
-            moves = bound.program.group_bytes
-            addresses = [address + groups * move for address, move in zip(addresses, moves, strict=True)]
+        for before, vectors, groups in self._groups(blocks):
+            places = self._from(before, addresses) if before else addresses
+            yield self._bound(vectors, threads), places, groups
 
     def compute(self, addresses: Sequence[int], blocks: int) -> None:
         """`blocks` whole blocks of examples, whose inputs and outputs lie one behind the other at `addresses`."""
         for bound, places, groups in self._pieces(addresses, blocks):
             bound(places, groups)
+
+    def alone(self, batch: np.ndarray, shape: Shape) -> np.ndarray:
+        """Outputs (N, *shape) for whole blocks of the only input, on the calling thread, with as little around the
+        native calls as there can be."""
+        out = _results(len(batch), shape)
+        self.compute((address(batch), address(out)), len(batch) // self.block)
+        return out
 
     def shares(self, pool: "Pool") -> bool:
         """Whether so much is done to a block that several threads may have it done sooner together."""
@@ -98,15 +114,15 @@ class NativeRun:
         """Inputs (N, ...) float32; outputs alike, contiguous. `together`: threads share the channels of every block
         and have none of their own."""
         arrays, count = [np.ascontiguousarray(array) for array in arrays], len(arrays[0])
-        outputs = [np.empty((count, *shape), np.float32) for shape in self._shapes[len(arrays) :]]
+        outputs = [_results(count, shape) for shape in self._shapes[len(arrays) :]]
         everything = [*arrays, *outputs]
         blocks, rest = divmod(count, self.block)
-        self._share_out([a.ctypes.data for a in everything], blocks, pool, together)
+        self._share_out([*map(address, everything)], blocks, pool, together)
         if rest:  # a block that is not full: computed on a copy that is
             padded = [np.zeros((self.block, *a.shape[1:]), np.float32) for a in everything]
             for copy, array in zip(padded, arrays, strict=False):
                 copy[:rest] = array[count - rest :]
-            self._share_out([a.ctypes.data for a in padded], 1, pool, together)
+            self._share_out([*map(address, padded)], 1, pool, together)
             for copy, array in zip(padded[len(arrays) :], outputs, strict=True):
                 array[count - rest :] = copy[:rest]
         return outputs
@@ -130,10 +146,10 @@ class OneExample:
         self._result = self._made.reshape(shape)
         program = Program(run.segment, run.choices, vectors=0)
         self._bound = Bound(program)
-        self._bound((self._given.ctypes.data, self._made.ctypes.data), 1)
         self._call, self._lock = self._bound.again, threading.Lock()
         self._small = self._given.size + self._made.size < SMALL
-        self._buffers = (self._given.ctypes.data, self._made.ctypes.data)
+        self._buffers = (address(self._given), address(self._made))
+        self._bound(self._buffers, 1)
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """Outputs (N, ...) for inputs (N, ...), contiguous."""
@@ -142,8 +158,8 @@ class OneExample:
                 self._given[...] = batch[0]
                 self._call()
                 return self._result[None].copy()
-            out = np.empty((len(batch), *self._result.shape), np.float32)
-            self._bound((batch.ctypes.data, out.ctypes.data), len(batch))
+            out = _results(len(batch), self._result.shape)
+            self._bound((address(batch), address(out)), len(batch))
             self._bound.point_to(self._buffers, 1)
             return out
 
@@ -213,14 +229,10 @@ if hasattr(os, "register_at_fork"):
 
 
 class Runner:
-    """A whole network under one plan, from arrays (N, ...) to arrays.
-
-    Attributes:
-        one: a way for single examples with little around it, where there is one.
-    """
+    """A whole network under one plan, from arrays (N, ...) to arrays."""
 
     def __init__(self, network: Network, plan: Plan) -> None:
-        self.network, self.plan = network, plan
+        self.network, self.plan, self.shape = network, plan, network.graph.output.shape
         self.stretches: list[NativeRun | TorchRun] = []
         for run, items, segment in stretches(network, plan):
             if segment.stencils:
@@ -229,13 +241,16 @@ class Runner:
                 ops = [op for item in run for op in operations(item)]
                 names = segment.inputs, segment.outputs
                 self.stretches.append(TorchRun(ops, network.views, *names, channels_last=plan.channels_last))
-        self.one: OneExample | None = None
-        if network.single and len(self.stretches) == 1 and isinstance(self.stretches[0], NativeRun):
-            self.one = OneExample(self.stretches[0], network.graph.output.shape)
+        first, *others = self.stretches
+        self._alone = first if not others and isinstance(first, NativeRun) else None
+        self._one = OneExample(self._alone, self.shape) if self._alone and network.single else None
 
-    def shortest(self, count: int, pool: "Pool") -> OneExample | None:
-        """The shortest way for so many single examples, where there is one and other threads are not worth waking."""
-        return self.one if self.one and pool.worth(count * self.one.example_s) == 1 else None
+    def shortest(self, count: int, pool: "Pool") -> Callable[[np.ndarray], np.ndarray] | None:
+        """A way for so many examples with little around it, where there is one and other threads are not worth waking."""
+        run = self._alone
+        if run is None or count % run.block or pool.worth(count * run.example_s) > 1:
+            return None
+        return self._one or functools.partial(run.alone, shape=self.shape)
 
     def shares(self, pool: "Pool") -> bool:
         """Whether threads that compute together may gain anything."""
@@ -244,12 +259,12 @@ class Runner:
     def __call__(self, batch: np.ndarray, pool: "Pool", together: bool = False) -> np.ndarray:
         """Outputs (N, ...) for inputs (N, ...). `together`: threads share the channels of every block and have none of
         their own."""
-        if one := self.shortest(len(batch), pool):
-            return one(batch)
+        if short := self.shortest(len(batch), pool):
+            return short(batch)
         values: dict[str, np.ndarray] = {self.network.input: batch}
         for stretch in self.stretches:
             given = [values[name] for name in stretch.inputs]
             made = stretch(given) if isinstance(stretch, TorchRun) else stretch(given, pool, together)
             values |= zip(stretch.outputs, made, strict=True)
-        out = values[self.network.output].reshape(len(batch), *self.network.graph.output.shape)
+        out = values[self.network.output].reshape(len(batch), *self.shape)
         return np.ascontiguousarray(out)  # PyTorch may have its channels last
