@@ -71,6 +71,12 @@ class Code:
     def store(self, value: Value, pointer: Value) -> None:
         self.b.store(value, pointer, align=4)
 
+    def stream(self, value: Value, pointer: Value) -> None:
+        """Store a vector, at a multiple of its size, without reading into a cache what was there before."""
+        module: Any = self.function.module
+        stored = self.b.store(value, pointer, align=value.type.count * FLOAT_BYTES)
+        stored.set_metadata("nontemporal", module.add_metadata([I32(1)]))
+
     def splat(self, scalar: Value, lanes: int) -> Value:
         kind = ir.VectorType(FLOAT, lanes)
         one = self.b.insert_element(kind(ir.Undefined), scalar, I32(0))

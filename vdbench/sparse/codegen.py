@@ -72,11 +72,13 @@ class Slices:
 
 @dataclass(frozen=True)
 class Transpose:
-    """`lanes` examples of `features` floats each to vectors with one lane an example, or back."""
+    """`lanes` examples of `features` floats each to vectors with one lane an example, or back. `streamed`: past the
+    caches, to examples that start at multiples of a vector's size."""
 
     lanes: int
     features: int
     back: bool = False
+    streamed: bool = False
 
 
 @dataclass(frozen=True)
@@ -273,8 +275,9 @@ def build_transpose(code: Code, source: Value, destination: Value, tables: Value
         there = [code.at(vectors, code.element(places, b.add(first, I64(k)), I64)) for k in range(lanes)]
         if kernel.back:
             here, there = there, here
+        store = code.stream if kernel.streamed else code.store
         for value, pointer in zip(_transposed(code, [code.load(p, vector) for p in here]), there, strict=True):
-            code.store(value, pointer)
+            store(value, pointer)
     with code.loop(singles) as s:
         feature = code.element(leftover, s, I64)
         begin = code.at(examples, b.mul(feature, I64(FLOAT_BYTES)))
@@ -283,6 +286,8 @@ def build_transpose(code: Code, source: Value, destination: Value, tables: Value
             one, other = code.at(begin, k * row), code.at(place, k * FLOAT_BYTES)
             one, other = (other, one) if kernel.back else (one, other)
             code.store(code.load(one, FLOAT), other)
+    if kernel.streamed:
+        b.fence("seq_cst")  # such stores may otherwise be seen after later ones
 
 
 def build_copy(code: Code, source: Value, destination: Value, tables: Value, kernel: Copy) -> None:

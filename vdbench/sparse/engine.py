@@ -172,25 +172,26 @@ def compile_sparse(model: nn.Module, example_input: Tensor, *, threads: int | No
         TypeError, ValueError: the model or the example is not as described; the message says what to do.
         Untraceable: the model is no fixed sequence of operations; see `to_cpu_sparse` for those.
     """
-    return CompiledNet(*_compiled(compact(trace(model, example_input))), threads=threads)
+    graph = compact(trace(model, example_input))
+    return CompiledNet(graph, planned(graph), threads=threads)
 
 
-def _compiled(graph: Graph) -> tuple[Graph, dict[str, list[Plan]]]:
-    """The graph with its plans, remembered ones if there are any."""
+def planned(graph: Graph) -> dict[str, list[Plan]]:
+    """`make_plans`, or what is remembered of it."""
     known = storage.digest(graph)
     if known is None:
-        return graph, make_plans(graph)
+        return make_plans(graph)
     key = hashlib.sha256(f"{PLAN_VERSION} {machine_name()} {torch.__version__} {known}".encode()).hexdigest()[:32]
     path = Folders.in_force(None, None).cache / "compiled" / f"{key}.json"
     try:
-        return graph, storage.plans_from_json(json.loads(path.read_text()))
+        return storage.plans_from_json(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         plans = make_plans(graph)
     try:
         write_json(path, storage.plans_to_json(plans))
     except OSError as error:
         log.warning("plans are not remembered: %s", error)
-    return graph, plans
+    return plans
 
 
 def make_plans(graph: Graph) -> dict[str, list[Plan]]:

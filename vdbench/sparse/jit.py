@@ -67,7 +67,7 @@ def compile_kernel(kernel: Kernel) -> int:
 
 
 @cache
-def native_function(build: Callable[..., None]) -> Callable[[int, int, int], None]:
+def native_function(build: Callable[..., None]) -> Any:
     """A function of three addresses, its code written by `build(code, *arguments)`. It runs without Python's lock."""
     address = _address(build.__name__, build)
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(address)

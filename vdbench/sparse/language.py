@@ -1,23 +1,27 @@
-"""A pruned language model on a CPU: what does not matter taken out, the rest compiled, but for recurrences."""
+"""A pruned language model on a CPU: what does not matter taken out, and the rest compiled."""
 
-from typing import Any
+import functools
 
 import numpy as np
 import torch
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from vdbench.language import State
 from vdbench.sparse import recurrent_kernels as kernels
+from vdbench.sparse.jit import vector_lanes
 from vdbench.sparse.module import SparseModule
-from vdbench.structure import GATES, Recurrence, structure
+from vdbench.sparse.plan import BATCH_VECTORS
+from vdbench.sparse.recurrence import NO_TABLE, SparseRecurrence, Table
+from vdbench.sparse.running import Pool
+from vdbench.structure import structure
 
 MANY = 256  # words; with fewer, other threads fall asleep over every recurrence and take longer to wake than they save
-Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # starts, places and values
+FEW = 4  # texts; fewer are read one after the other, since they would leave most of a vector empty
 
 
-def _parts(kind: type[csr_array] | type[csc_array], matrix: Tensor) -> Parts:
-    found: Any = kind(matrix.numpy())
+def _table(matrix: Tensor) -> Table:
+    found = csr_array(matrix.numpy())
     # numba asks of every signed index whether it counts from the end
     return found.indptr.astype(np.int64), found.indices.astype(np.uint32), found.data.astype(np.float32)
 
@@ -42,40 +46,12 @@ class _Product(nn.Module):
         return module.net_for(value)(value)  # type: ignore[return-value]
 
 
-class _Layer(nn.Module):
-    """A recurrent layer: what its inputs and biases add up to, for all words at once, and the recurrence."""
-
-    def __init__(self, layer: Recurrence, below: Tensor, threads: int | None, *, one_hot: bool) -> None:
-        super().__init__()
-        self.kept = layer.kept.numpy().nonzero()[0]
-        inputs = layer.inputs[:, layer.kept][:, :, below].flatten(0, 1)
-        bias = layer.bias[:, layer.kept].flatten()
-        # one-hot words pick columns
-        self.picked = (_parts(csr_array, inputs.t()), bias.numpy()) if one_hot else None
-        self.product = nn.Identity() if one_hot else _Product(inputs, bias, threads)
-        hidden = layer.units[:, layer.kept][:, :, layer.kept].flatten(0, 1)
-        self.rows, self.columns = _parts(csr_array, hidden), _parts(csc_array, hidden)
-        self.run: Any = kernels.run_lstm if len(layer.units) == GATES["LSTM"] else kernels.run_tanh
-
-    def forward(self, value: np.ndarray, words: np.ndarray, states: list[np.ndarray]) -> np.ndarray:
-        """Outputs (T * N, units), of inputs (T * N, ...) or of one-hot words; the states (units, N) go on."""
-        if self.picked:
-            columns, bias = self.picked
-            gates = np.tile(bias, (len(words), 1))
-            kernels.look_up(*columns, words, gates)
-        else:
-            gates = self.product(value)
-        outputs = np.empty((len(words), len(self.kept)), np.float32)
-        self.run(*(self.columns if states[0].shape[1] == 1 else self.rows), gates, *states, outputs)
-        return outputs
-
-
 class SparseLanguageModel(nn.Module):
     """A language model that computes with its nonzero weights alone, for one word at a time or for batches of texts.
 
     It is called as the model it was made from, and returns what that returns, logits to 1e-5 of the largest; in the
-    states it returns, the units that were taken out are zero. What no word of a call waits for is compiled by
-    `compile_sparse` when it is first called; the recurrence, and a call with few words, is one thread's.
+    states it returns, the units that were taken out are zero. It is compiled when it is first called. Texts, and what
+    no word waits for, are shared out among threads; a call with few words is one thread's.
 
     Args:
         threads: at the most (default: as many as PyTorch uses).
@@ -96,15 +72,21 @@ class SparseLanguageModel(nn.Module):
         self.units = parts.layers[0].units.shape[1]
         self.counts = parts.counts()
         below = torch.ones(self.words, dtype=torch.bool) if parts.embedding is None else parts.dimensions
-        self._embedding = None if parts.embedding is None else _parts(csr_array, parts.embedding[:, below])
-        self._dimensions = 0 if parts.embedding is None else int(below.sum())
-        layers: list[_Layer] = []
-        for number, layer in enumerate(parts.layers):
-            one_hot = parts.embedding is None and number == 0
-            layers.append(_Layer(layer, below, threads, one_hot=one_hot))
+        self._embedding, self._dimensions = NO_TABLE, 0
+        if parts.embedding is not None:
+            self._embedding, self._dimensions = _table(parts.embedding[:, below]), int(below.sum())
+        self._layers: list[SparseRecurrence] = []
+        for layer in parts.layers:
+            inputs, units = layer.inputs[:, layer.kept][:, :, below], layer.units[:, layer.kept][:, :, layer.kept]
+            table = NO_TABLE
+            if parts.embedding is None and not self._layers:  # words pick columns
+                table, inputs = _table(inputs.flatten(0, 1).t()), inputs[:, :, :0]
+            kept = layer.kept.numpy().nonzero()[0]
+            self._layers.append(SparseRecurrence(inputs, units, layer.bias[:, layer.kept], kept, table))
             below = layer.kept
         self._output = _Product(parts.output[:, below], parts.bias, threads)
-        self._layers, self.kept = nn.ModuleList(layers), [layer.kept for layer in layers]
+        self._pool = Pool(threads or torch.get_num_threads())
+        self.kept = [layer.kept for layer in parts.layers]
 
     @torch.no_grad()
     def forward(self, input: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -112,8 +94,8 @@ class SparseLanguageModel(nn.Module):
         if input.dim() != 2:
             raise ValueError(f"words are (T, N), not {tuple(input.shape)}")
         steps, sequences = input.shape
-        words = np.ascontiguousarray(input.numpy().reshape(-1))
-        if len(words) and not 0 <= words.min() <= words.max() < self.words:
+        words = np.ascontiguousarray(input.numpy())
+        if words.size and not 0 <= words.min() <= words.max() < self.words:
             raise IndexError(f"words are numbers below {self.words}, not {words.min()} to {words.max()}")
         kinds, shape = 2 if self.mode == "LSTM" else 1, (len(self._layers), sequences, self.units)
         states = () if state is None else (state,) if isinstance(state, Tensor) else tuple(state)
@@ -121,20 +103,38 @@ class SparseLanguageModel(nn.Module):
             found = " and ".join(str(tuple(part.shape)) for part in states)
             wanted = "h and c" if kinds == 2 else "h"
             raise ValueError(f"the state of so many sequences is {wanted}, each {shape}, not {found}")
-        states = [part.float().numpy() for part in states]
         after = [np.zeros(shape, np.float32) for _ in range(kinds)]
-        value = np.zeros((len(words), self._dimensions), np.float32)
-        if self._embedding is not None:
-            kernels.look_up(*self._embedding, words, value)
-        for number, (layer, kept) in enumerate(zip(self._layers, self.kept, strict=True)):
-            before = [np.ascontiguousarray(part[number].T[kept]) for part in states]
-            before = before or [np.zeros((len(kept), sequences), np.float32) for _ in range(kinds)]
-            value = layer(value, words, before)
-            for whole, part in zip(after, before, strict=True):
-                whole[number][:, kept] = part.T
-        logits = torch.from_numpy(self._output(value).reshape(steps, sequences, self.words))
+        before = [np.ascontiguousarray(part.float().numpy()) for part in states] or after
+        hidden = np.empty((steps, sequences, len(self._layers[-1].kept)), np.float32)
+        threads = self._pool.threads if words.size >= MANY else 1
+        share = -(-sequences // (threads * vector_lanes())) * vector_lanes()
+        at_once = 1 if sequences < FEW else min(share, BATCH_VECTORS * vector_lanes())
+
+        def read(thread: int) -> None:
+            for first in range(thread * at_once, sequences, threads * at_once):
+                value = self._read(words, first, at_once, before, after)
+                texts = hidden[:, first : first + at_once]
+                texts[...] = value.transpose(0, 2, 1)[:, : texts.shape[1]]
+
+        self._pool.run([functools.partial(read, thread) for thread in range(threads)])
+        logits = self._output(hidden.reshape(steps * sequences, hidden.shape[2])).reshape(steps, sequences, self.words)
         found = [torch.from_numpy(part) for part in after]
-        return logits, (found[0], found[1]) if kinds == 2 else found[0]
+        return torch.from_numpy(logits), (found[0], found[1]) if kinds == 2 else found[0]
+
+    def _read(
+        self, words: np.ndarray, first: int, at_once: int, before: list[np.ndarray], after: list[np.ndarray]
+    ) -> np.ndarray:
+        """What the last layer says, (T, units, columns), of up to so many texts from `first` on, a column each; their
+        states, those in `before` at the start, are in `after` then."""
+        words = np.ascontiguousarray(words[:, first : first + at_once])
+        columns = 1 if at_once == 1 else -(-words.shape[1] // vector_lanes()) * vector_lanes()
+        value = np.zeros((len(words), self._dimensions, columns), np.float32)
+        if self._dimensions:
+            kernels.look_up_all(self._embedding, words, value)
+        for number, layer in enumerate(self._layers):
+            old, new = (tuple(part[number] for part in parts) for parts in (before, after))
+            value = layer(value, words, first, old, new)
+        return value
 
     def train(self, mode: bool = True) -> "SparseLanguageModel":
         """Stays in eval mode: there is nothing left to train."""

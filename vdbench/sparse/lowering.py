@@ -248,14 +248,14 @@ def _in_windows(operands: np.ndarray, ends: np.ndarray) -> Shares:
     return step, np.concatenate([*starts, []])[order].astype(np.int64), lengths
 
 
-def batch_copy_step(place: Place, used: np.ndarray, *, back: bool) -> Step:
+def batch_copy_step(place: Place, used: np.ndarray, *, back: bool, streamed: bool = False) -> Step:
     """Examples, one behind the other, to lanes of vectors, or back; of all numbers at least those that are `used`."""
     lanes, places = vector_lanes(), place.places().ravel()
     blocks = len(places) // lanes
     needed = np.flatnonzero(used[: blocks * lanes].reshape(blocks, lanes).any(1)) * lanes
     singles = np.arange(blocks * lanes, len(places))
     tables = [len(needed), len(singles), needed.astype(np.int64), singles.astype(np.int64), places.astype(np.int64)]
-    return Step(Transpose(lanes, len(places), back), tables)
+    return Step(Transpose(lanes, len(places), back, streamed), tables)
 
 
 def single_copy_step(place: Place, *, back: bool) -> Step:

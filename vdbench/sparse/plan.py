@@ -17,7 +17,7 @@ from vdbench.sparse.program import Bound, Program, Segment
 from vdbench.sparse.stencil import Stencil, fuse, source
 from vdbench.sparse.torch_run import TorchRun
 
-PYTORCH = "torch"
+PYTORCH, LATE = "torch", " late"  # what ways are called, or end with
 BATCH_VECTORS = 4  # a batch is planned for this many vectors of examples
 LATE_PIXELS = 64  # maps up to this size may be computed for several vectors of examples together
 SAMPLE_S = 0.004
@@ -83,6 +83,11 @@ class Item:
         """Seconds of the fastest of our kernels, or of PyTorch; infinite where there is none."""
         return min((s for way, s in self.seconds.items() if (way != PYTORCH) == native), default=np.inf)
 
+    def kernel(self, *, late: bool) -> tuple[float, str]:
+        """Seconds and label of the fastest of our kernels, for several vectors of examples together if `late`."""
+        ways = {way: s for way, s in self.seconds.items() if way != PYTORCH and way.endswith(LATE) == late}
+        return min(((s, way.removesuffix(LATE)) for way, s in ways.items()), default=(np.inf, ""))
+
 
 @dataclass
 class Plan:
@@ -132,7 +137,7 @@ def measure(network: Network) -> Plan:
         elif isinstance(item, Stencil):
             ways |= {way: s * BATCH_VECTORS for way, s in _native_seconds(network, item, 1).items()}
             if np.prod(item.computed()) <= LATE_PIXELS:
-                ways |= {f"{way} late": s for way, s in _native_seconds(network, item, BATCH_VECTORS).items()}
+                ways |= {way + LATE: s for way, s in _native_seconds(network, item, BATCH_VECTORS).items()}
         native_s = min(ways.values(), default=np.inf)
         if native_s > network.dense_limit_s(item):
             ways[PYTORCH] = _torch_seconds(network, item, CLEARLY * native_s)
@@ -198,17 +203,13 @@ def choose(items: Sequence[Item], segment: Segment) -> int:
     """Choose the fastest candidate of every item of a native run; from which one on several vectors of examples are
     computed together: where that makes the sum of times smallest."""
 
-    def best(item: Item, late: bool) -> tuple[float, str]:
-        ways = {way: s for way, s in item.seconds.items() if way != PYTORCH and way.endswith(" late") == late}
-        return min(((s, way) for way, s in ways.items()), default=(np.inf, ""))
-
     def total(split: int) -> float:
         if split < len(items) and segment.crossing(split) is None:
             return np.inf
-        return sum(best(item, late=k >= split)[0] for k, item in enumerate(items))
+        return sum(item.kernel(late=k >= split)[0] for k, item in enumerate(items))
 
     split = min(range(len(items), -1, -1), key=total)
     for k, item in enumerate(items):
         item.late = k >= split
-        item.chosen = best(item, item.late)[1].removesuffix(" late")
+        item.chosen = item.kernel(late=item.late)[1]
     return split

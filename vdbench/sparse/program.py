@@ -12,7 +12,7 @@ from vdbench.sparse.code import FLOAT_BYTES
 from vdbench.sparse.driver import RELEASED, build_driver, giving_way
 from vdbench.sparse.graph import Shape
 from vdbench.sparse.jit import compile_kernel, native_function, vector_lanes
-from vdbench.sparse.layout import Arena, Geometry, Place, aligned, geometries, maps
+from vdbench.sparse.layout import Arena, Geometry, Place, address, aligned, geometries, maps
 from vdbench.sparse.lowering import NOTHING, Step, batch_copy_step, candidates, single_copy_step
 from vdbench.sparse.stencil import Stencil
 
@@ -90,16 +90,25 @@ class Program:
         vectors: 0 for single examples, else vectors of examples that are computed together from stencil `split` on;
             the stencils before it see one vector of examples at a time, which keeps large maps in the cache.
         threads: how many compute every stencil together, each some of its output channels.
+        streamed: outputs of batches, which start where cache lines do, are written past the caches.
 
     Attributes:
         examples: how many a group has; inputs and outputs are those of whole groups.
         stages: of every thread, the driver's table of what it has to do.
+        places: where in the arena every value lies.
     """
 
     def __init__(
-        self, segment: Segment, choices: Mapping[str, str], *, vectors: int = 0, split: int = 0, threads: int = 1
+        self,
+        segment: Segment,
+        choices: Mapping[str, str],
+        *,
+        vectors: int = 0,
+        split: int = 0,
+        threads: int = 1,
+        streamed: bool = False,
     ) -> None:
-        self.segment, self.choices, self.threads = segment, choices, threads
+        self.segment, self.choices, self.threads, self.streamed = segment, choices, threads, streamed
         self.examples = vectors * vector_lanes() if vectors else 1
         self.group_bytes = [self.examples * _bytes(segment, name) for name in (*segment.inputs, *segment.outputs)]
         arena = Arena(threads)
@@ -134,7 +143,8 @@ class Program:
             take(stencil.name)
             done = {name for name in stencil.inputs if last[name] == k and name not in segment.inputs}
             arena.give_back(places[name] for name in done)
-        return {name: Place(p.geometry, segment.shapes[name][0], p.start) for name, p in places.items()}
+        self.places = {name: Place(p.geometry, segment.shapes[name][0], p.start) for name, p in places.items()}
+        return self.places
 
     def _lower(self, places: Mapping[str, Place], stencils: Sequence[Stencil]) -> list[list[Step]]:
         return [
@@ -187,7 +197,7 @@ class Program:
         ]
         unpack = [
             _Call(
-                [batch_copy_step(places[name], np.ones(_bytes(segment, name) // FLOAT_BYTES, bool), back=True)],
+                [batch_copy_step(places[name], segment.used(name), back=True, streamed=self.streamed)],
                 *(ARENA, move[name], outputs + k, lanes * _bytes(segment, name)),
             )
             for k, name in enumerate(segment.outputs)
@@ -213,11 +223,10 @@ class Program:
         rows = []
         for call in calls:
             step = call.steps[thread] if thread < len(call.steps) else NOTHING
-            tables = [self._keep(t).ctypes.data if isinstance(t, np.ndarray) else t for t in step.tables]
-            address = self._keep(np.array(tables, np.int64)).ctypes.data
-            code = compile_kernel(step.kernel)
-            rows.append([code, address, call.source, call.source_move, call.destination, call.destination_move])
-        return self._keep(np.array(rows, np.int64)).ctypes.data
+            tables = [address(self._keep(t)) if isinstance(t, np.ndarray) else t for t in step.tables]
+            code, place = compile_kernel(step.kernel), address(self._keep(np.array(tables, np.int64)))
+            rows.append([code, place, call.source, call.source_move, call.destination, call.destination_move])
+        return address(self._keep(np.array(rows, np.int64)))
 
 
 def _bytes(segment: Segment, value: str) -> int:
@@ -241,24 +250,24 @@ class Bound:
 
     Attributes:
         members: what every thread of the program has to call, all at the same time: each waits for the others.
+        call: the address of the function and those of its three arguments, for native code to call the first member.
     """
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self._arena = aligned((program.arena_bytes + REACH,), np.uint8)
         self._arena[:] = 0
-        self._bases = np.array([[self._arena.ctypes.data, *program.group_bytes], [0, *program.group_bytes]], np.int64)
+        self._bases = np.array([[address(self._arena), *program.group_bytes], [0, *program.group_bytes]], np.int64)
         self._counts = np.array(
             [len(program.stages[0]), 0, self._bases.shape[1], program.threads, giving_way(), 0], np.int64
         )
+        driver = native_function(build_driver)
+        arguments = [[address(array) for array in (stages, self._bases, self._counts)] for stages in program.stages]
         self.members: list[Callable[[], None]] = [
-            functools.partial(
-                native_function(build_driver),
-                *(ctypes.c_void_p(array.ctypes.data) for array in (stages, self._bases, self._counts)),
-            )
-            for stages in program.stages
+            functools.partial(driver, *map(ctypes.c_void_p, given)) for given in arguments
         ]
         self.again = self.members[0]
+        self.call = (ctypes.cast(driver, ctypes.c_void_p).value or 0, *arguments[0])
 
     def __call__(self, addresses: Sequence[int], groups: int) -> None:
         """Run, on one thread, on so many groups of `program.examples` examples, whose inputs and outputs lie one behind
@@ -272,6 +281,11 @@ class Bound:
         """What `again`, or all `members`, will run on."""
         self._bases[0, 1:] = addresses
         self._counts[1], self._counts[-1] = groups, 0
+
+    def value(self, name: str) -> np.ndarray:
+        """Where a value of one pixel a channel lies, (channels, examples) float32."""
+        place = self.program.places[name]
+        return np.ndarray((place.channels, place.geometry.examples), np.float32, self._arena, place.first)
 
     def release(self) -> None:
         """Let members go that wait for one that will not come; what they compute is of no use."""

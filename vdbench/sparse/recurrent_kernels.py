@@ -1,21 +1,37 @@
-"""Recurrent layers with sparse weights, as float32 loops that numba compiles.
+"""Recurrent layers with sparse weights: loops over timesteps that numba compiles, around native products.
 
-What comes in and goes out is (T * N, units), a row a timestep and sequence. Within one a value is (units, N), the
-sequences side by side: a weight is loaded once for all of them. A sparse matrix is (starts, places, values): by rows,
-as in CSR, but where it is multiplied with a single column by columns, as in CSC: the terms of a row wait for each
-other.
+Within them a value is (units, columns), texts side by side as the engine has examples. `given`, `sums` and `call` are
+those of `recurrence.Memory`.
 """
 
-# numba infers what Python leaves open
-# pyright: reportCallIssue=false
+# numba calls an intrinsic without the typing context it is defined with, and infers what Python leaves open
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from vdbench.kernels import JIT, clip, exp
 
 f32 = np.float32
 _LIMIT = f32(80.0)
+_BYTE = ir.IntType(8).as_pointer()
+_FUNCTION = ir.FunctionType(ir.VoidType(), [_BYTE, _BYTE, _BYTE])
+
+
+@intrinsic
+def _run(typing, call):
+    """Call a native function of three addresses; all four are given as numbers."""
+
+    def build(context, builder, signature, args):
+        function, *addresses = cgutils.unpack_tuple(builder, args[0])
+        pointers = [builder.inttoptr(address, _BYTE) for address in addresses]
+        builder.call(builder.inttoptr(function, _FUNCTION.as_pointer()), pointers)
+        return context.get_dummy_value()
+
+    return types.void(call), build
 
 
 @njit(inline="always")
@@ -36,60 +52,79 @@ def _tanh(x):
 
 
 @njit(**JIT)
-def add_product(starts, places, values, x, out):
-    """out += W x, with W by columns if x is one, else by rows."""
-    if x.shape[1] == 1:
-        for place in range(len(starts) - 1):
-            factor = x[place, 0]
-            for k in range(starts[place], starts[place + 1]):
-                out[places[k], 0] += values[k] * factor
-    else:
-        for row in range(len(starts) - 1):
-            for k in range(starts[row], starts[row + 1]):
-                value, place = values[k], places[k]
-                for column in range(x.shape[1]):
-                    out[row, column] += value * x[place, column]
+def look_up(table, words, out):
+    """Add the sparse rows (starts, places, values) of `words` to the columns of `out` (places, columns)."""
+    starts, places, values = table
+    for column in range(len(words)):
+        for k in range(starts[words[column]], starts[words[column] + 1]):
+            out[places[k], column] += values[k]
 
 
 @njit(**JIT)
-def look_up(starts, places, values, words, out):
-    """out += the sparse rows of `words`."""
-    for row in range(len(words)):
-        for k in range(starts[words[row]], starts[words[row] + 1]):
-            out[row, places[k]] += values[k]
+def look_up_all(table, words, out):
+    """`look_up` of every timestep: words (T, N), out (T, places, columns)."""
+    for step in range(len(words)):
+        look_up(table, words[step], out[step])
 
 
 @njit(**JIT)
-def run_tanh(starts, places, values, gates, hidden, outputs):
-    """A layer of tanh units over all timesteps. `gates` (T * N, units) holds what inputs and biases add up to; `hidden`
-    (units, N) is the state before and after; `outputs` (T * N, units)."""
-    units, sequences = hidden.shape
-    gate = np.empty((units, sequences), np.float32)
-    for start in range(0, gates.shape[0], max(1, sequences)):
-        gate[:] = gates[start : start + sequences].T
-        add_product(starts, places, values, hidden, gate)
-        flat, after = gate.reshape(-1), hidden.reshape(-1)
-        for n in range(len(after)):
-            after[n] = _tanh(flat[n])
-        outputs[start : start + sequences] = hidden.T
+def _load(state, first, kept, value):
+    """value (kept, columns) = the units of `state` (N, units) that are kept, from text `first` on, and zeros."""
+    texts = min(value.shape[1], len(state) - first)
+    for unit in range(len(kept)):
+        for column in range(texts):
+            value[unit, column] = state[first + column, kept[unit]]
+        value[unit, texts:] = 0
 
 
 @njit(**JIT)
-def run_lstm(starts, places, values, gates, hidden, cell, outputs):
-    """As `run_tanh`, with an LSTM's four gates one after the other, (T * N, 4 * units), and its `cell` (units, N)."""
-    units, sequences = hidden.shape
-    gate = np.empty((4 * units, sequences), np.float32)
-    for start in range(0, gates.shape[0], max(1, sequences)):
-        gate[:] = gates[start : start + sequences].T
-        add_product(starts, places, values, hidden, gate)
-        flat, memory, after = gate.reshape(4, units * sequences), cell.reshape(-1), hidden.reshape(-1)
-        for n in range(len(after)):  # one loop, so that vectors of it are computed at once
+def _store(value, first, kept, state):
+    for column in range(min(value.shape[1], len(state) - first)):
+        for unit in range(len(kept)):
+            state[first + column, kept[unit]] = value[unit, column]
+
+
+@njit(**JIT)
+def run_tanh(call, given, sums, inputs, table, words, kept, first, before, after, outputs):
+    """A layer of tanh units over all timesteps, for as many texts as there are columns, from text `first` on.
+
+    inputs (T, inputs, columns); `table` and words (T, N) are what one-hot words add to the sums, if any. before, after:
+    tuples of states (N, units), of which `kept` are computed. outputs (T, kept, columns).
+    """
+    hidden = given[len(given) - len(kept) :]
+    _load(before[0], first, kept, hidden)
+    now, total = hidden.reshape(-1), sums.reshape(-1)
+    for step in range(len(inputs)):
+        given[: inputs.shape[1]] = inputs[step]
+        _run(call)
+        look_up(table, words[step], sums)
+        for n in range(len(now)):
+            now[n] = _tanh(total[n])
+        outputs[step] = hidden
+    _store(hidden, first, kept, after[0])
+
+
+@njit(**JIT)
+def run_lstm(call, given, sums, inputs, table, words, kept, first, before, after, outputs):
+    """As `run_tanh`, with the four gates of an LSTM one after the other in `sums`, and its cell in the states."""
+    hidden = given[len(given) - len(kept) :]
+    cell = np.zeros_like(hidden)
+    _load(before[0], first, kept, hidden)
+    _load(before[1], first, kept, cell)
+    now, memory, total = hidden.reshape(-1), cell.reshape(-1), sums.reshape(4, hidden.size)
+    for step in range(len(inputs)):
+        given[: inputs.shape[1]] = inputs[step]
+        _run(call)
+        look_up(table, words[step], sums)
+        for n in range(len(now)):  # one loop, so that vectors of it are computed at once
             inlet, keep, new, outlet = (
-                _sigmoid(flat[0, n]),
-                _sigmoid(flat[1, n]),
-                _tanh(flat[2, n]),
-                _sigmoid(flat[3, n]),
+                _sigmoid(total[0, n]),
+                _sigmoid(total[1, n]),
+                _tanh(total[2, n]),
+                _sigmoid(total[3, n]),
             )
             memory[n] = keep * memory[n] + inlet * new
-            after[n] = outlet * _tanh(memory[n])
-        outputs[start : start + sequences] = hidden.T
+            now[n] = outlet * _tanh(memory[n])
+        outputs[step] = hidden
+    _store(hidden, first, kept, after[0])
+    _store(cell, first, kept, after[1])
