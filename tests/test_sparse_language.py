@@ -1,6 +1,7 @@
 """Pruned language models: what is left of them is counted right, taken out exactly, and computed with sparsely."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -92,6 +93,34 @@ def test_calls_with_many_words_agree_on_any_number_of_threads(kind, threads):
     net, words = pruned(kind), torch.randint(50, (9, 60), generator=torch.Generator().manual_seed(2))
     assert words.numel() > MANY
     same_logits(to_cpu_sparse(net, threads=threads)(words)[0], net(words)[0].detach())
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_any_number_of_texts_is_read_on_from_its_state(kind):
+    net = pruned(kind)
+    fast = to_cpu_sparse(net)
+    for texts in (1, 2, 5, 16, 33, 70, 5):
+        words = torch.randint(50, (6, texts), generator=torch.Generator().manual_seed(texts))
+        with torch.no_grad():
+            expected = net(words)[0]
+            first, state = fast(words[:4])
+            same_logits(torch.cat([first, fast(words[4:], state)[0]]), expected)
+
+
+def test_threads_of_python_may_share_a_model():
+    net = pruned("lstm")
+    fast = to_cpu_sparse(net)
+    texts = [torch.randint(50, (40, 3), generator=torch.Generator().manual_seed(k)) for k in range(8)]
+    with ThreadPoolExecutor(4) as pool, torch.no_grad():
+        for words, (logits, _) in zip(texts, pool.map(fast, texts), strict=True):
+            same_logits(logits, net(words)[0])
+
+
+def test_no_words_leave_a_state_as_it_is():
+    fast = to_cpu_sparse(pruned("lstm"))
+    state = fast(WORDS)[1]
+    for part, same in zip(fast(WORDS[:0], state)[1], state, strict=True):
+        assert torch.equal(part, same) and part.any()
 
 
 @pytest.mark.parametrize("kind", MAKERS)

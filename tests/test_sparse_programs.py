@@ -178,9 +178,10 @@ def test_every_candidate_computes_the_graph(name, vectors):
 def test_narrower_vectors(lanes, vectors, monkeypatch):
     for module in (lowering, tiles, program):
         monkeypatch.setattr(module, "vector_lanes", lambda: lanes)
-    first = segment_of(Network(convolutional(), single=not vectors)).stencils[0]
-    for way in candidates(first, vectors * lanes or 1):
-        assert_close(*every_way(convolutional(), vectors, way.label))
+    for graph in (convolutional(), chain()):
+        first = segment_of(Network(graph, single=not vectors)).stencils[0]
+        for way in candidates(first, vectors * lanes or 1):
+            assert_close(*every_way(graph, vectors, way.label))
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -235,6 +236,25 @@ def test_not_a_number_stays_one(vectors):
     bound((batch.ctypes.data, out.ctypes.data), 1)
     np.testing.assert_array_equal(np.isnan(out), np.isnan(graph(torch.from_numpy(batch)).numpy()))
     assert np.isnan(out).any()
+
+
+@pytest.mark.parametrize("vectors", [0, 1])
+def test_not_a_number_reaches_none_but_those_who_read_it(vectors):
+    build = Builder((100,))
+    build.linear(40, density=0.3)
+    graph, network = build.graph(), Network(build.graph(), single=not vectors)
+    reads = graph.ops[1].weight[:, 50] != 0
+    assert 0 < reads.sum() < 40
+    for label in labels(graph, vectors):
+        program = Program(segment_of(network), {network.output: label}, vectors=vectors)
+        batch, out = np.ones((program.examples, 100), np.float32), np.zeros((program.examples, 40), np.float32)
+        batch[:, 50] = np.nan
+        Bound(program)((batch.ctypes.data, out.ctypes.data), 1)
+        np.testing.assert_array_equal(np.isnan(out), np.broadcast_to(reads, out.shape))
+
+
+def test_single_vectors_pick_inputs_out_of_windows_where_processors_can():
+    assert ("windows" in labels(chain(), 0)) == (LANES > 4)
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0])

@@ -63,7 +63,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Slices:
-    """`lanes` output units at a time. `windows`: the inputs of a step lie within `window(lanes)` numbers."""
+    """`lanes` output units at a time. `windows`: the inputs of a step lie in as few vectors as `PICKS` picks from."""
 
     lanes: int
     windows: bool = False
@@ -90,12 +90,8 @@ class Copy:
 
 Kernel = Tile | Slices | Transpose | Copy
 CHAINS = 4  # sums that a slice is split into where its inputs take no longer than a multiply-add
-PICKS = {16: ("x86.avx512.vpermi2var.ps.512", 2)}  # by lanes: picks numbers out of so many vectors
-
-
-def window(lanes: int) -> int:
-    """Numbers that inputs can be picked out of in one operation; 0 where there is no such."""
-    return PICKS[lanes][1] * lanes if lanes in PICKS else 0
+# What picks numbers out of vectors in registers, by lanes: the feature it comes with, its name and how many vectors.
+PICKS = {16: ("avx512f", "x86.avx512.vpermi2var.ps.512", 2), 8: ("avx2", "x86.avx2.permps", 1)}
 
 
 def _tables(code: Code, tables: Value, count: int) -> list[Value]:
@@ -225,7 +221,7 @@ def build_slices(code: Code, source: Value, destination: Value, tables: Value, k
         return code.intrinsic(f"masked.gather.{kinds}", vector, where, I32(4), every, vector(ir.Undefined))
 
     def picked(index: Value) -> Value:
-        operation, vectors = PICKS[lanes]
+        _, operation, vectors = PICKS[lanes]
         begin = code.at(source, code.element(windows, index, I32))
         numbers = [code.load(code.at(begin, k * lanes * FLOAT_BYTES), vector) for k in range(vectors)]
         which = code.load(b.gep(places, [index], source_etype=ir.VectorType(I8, lanes)), ir.VectorType(I8, lanes))

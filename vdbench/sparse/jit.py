@@ -32,10 +32,15 @@ def _machine() -> Any:
 
 
 @cache
+def supports(feature: str) -> bool:
+    """Whether this processor has a feature, by LLVM's name."""
+    return bool(llvm.get_host_cpu_features().get(feature))
+
+
+@cache
 def vector_lanes() -> int:
     """Floats in the widest vector this processor computes with."""
-    features = llvm.get_host_cpu_features()
-    return 16 if features.get("avx512f") else 8 if features.get("avx2") else 4
+    return 16 if supports("avx512f") else 8 if supports("avx2") else 4
 
 
 @cache

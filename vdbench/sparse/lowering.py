@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vdbench.sparse.code import FLOAT_BYTES
-from vdbench.sparse.codegen import Copy, Kernel, Slices, Tile, Transpose, window
-from vdbench.sparse.jit import vector_lanes
+from vdbench.sparse.codegen import PICKS, Copy, Kernel, Slices, Tile, Transpose
+from vdbench.sparse.jit import supports, vector_lanes
 from vdbench.sparse.layout import TRASH, ZEROS, Place
 from vdbench.sparse.stencil import Stencil
 from vdbench.sparse.tiles import batch_tiles, block_of, blocks_pay, flat_tiles, row_tiles, tile_shape, visits
@@ -53,7 +53,7 @@ def candidates(stencil: Stencil, examples: int) -> list[Candidate]:
     small = height * width <= UNROLLED_PIXELS and stencil.pool == (1, 1) and not stencil.maximum
     if single and small:
         found.append(Candidate("slices", functools.partial(slices_step, windows=False)))
-        if window(widest):
+        if _window_vectors():
             found.append(Candidate("windows", functools.partial(slices_step, windows=True)))
     elif small and height * width > 1:
         found.append(Candidate("unrolled", unrolled_step))
@@ -216,6 +216,12 @@ def slices_step(stencil: Stencil, places: Mapping[str, Place], out: Place, *, wi
     return Step(kernel, [slices, stops, factors, inputs, bias, outputs, starts.astype(np.int32)])
 
 
+def _window_vectors() -> int:
+    """Vectors that inputs can be picked out of at a time; 0 where this processor cannot."""
+    feature, _, vectors = PICKS.get(vector_lanes(), ("", "", 0))
+    return vectors if supports(feature) else 0
+
+
 Shares = tuple[np.ndarray, np.ndarray, np.ndarray]  # every term's step in its slice, steps' windows, steps of slices
 
 
@@ -229,7 +235,7 @@ def _one_by_one(operands: np.ndarray, ends: np.ndarray) -> Shares:
 def _in_windows(operands: np.ndarray, ends: np.ndarray) -> Shares:
     """In every step the next term of those lanes where it lies in the window that begins with the foremost one.
     `operands` rise within a lane."""
-    span, vector = window(vector_lanes()) * FLOAT_BYTES, vector_lanes() * FLOAT_BYTES
+    vector = vector_lanes() * FLOAT_BYTES
     upcoming = np.append(operands, np.iinfo(np.int64).max)
     position = np.concatenate([[0], ends.ravel()[:-1]]).reshape(ends.shape)
     step, lengths = np.zeros(len(operands), np.int64), np.zeros(len(ends), np.int64)
@@ -238,7 +244,7 @@ def _in_windows(operands: np.ndarray, ends: np.ndarray) -> Shares:
         here = position[going]
         operand = np.where(here < ends[going], upcoming[here], upcoming[-1])
         start = operand.min(1) // vector * vector
-        taken = operand < (start + span)[:, None]
+        taken = operand < (start + _window_vectors() * vector)[:, None]
         step[here[taken]] = np.broadcast_to(lengths[going, None], taken.shape)[taken]
         position[going] += taken
         lengths[going] += 1
