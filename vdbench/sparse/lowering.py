@@ -139,24 +139,28 @@ def _unrolled(stencil: Stencil, places: Mapping[str, Place], out: Place) -> "_Un
     e, pixels = stencil.entries, height * width
     y, x = np.divmod(np.arange(pixels), width)
     y, x = y[:, None] * stencil.stride[0], x[:, None] * stencil.stride[1]
-    sizes = np.array([(g.height, g.width) for g in (places[name].geometry for name in stencil.inputs)])
-    inside = (y + e.y >= 0) & (y + e.y < sizes[e.source, 0]) & (x + e.x >= 0) & (x + e.x < sizes[e.source, 1])
-    pixel, term = np.nonzero(inside)
-    row = e.row[term] * pixels + pixel
-    order = np.argsort(row, kind="stable")
-    pixel, term = pixel[order], term[order]
     geometries = [places[name].geometry for name in stencil.inputs]
-    pitch, size = (np.array([getattr(g, key) for g in geometries])[e.source[term]] for key in ("pitch", "pixel"))
-    operands = _operands(stencil, places)[term] + y[pixel, 0] * pitch + x[pixel, 0] * size
+    row, operand, weight = e.row, _operands(stencil, places), e.weight
+    if any((g.height, g.width) != (1, 1) for g in geometries) or pixels > 1:
+        height_of, width_of, pitch, size = (
+            np.array([getattr(g, key) for g in geometries])[e.source] for key in ("height", "width", "pitch", "pixel")
+        )
+        inside = (y + e.y >= 0) & (y + e.y < height_of) & (x + e.x >= 0) & (x + e.x < width_of)
+        pixel, term = np.nonzero(inside)
+        operand = operand[term] + y[pixel, 0] * pitch[term] + x[pixel, 0] * size[term]
+        row, weight = e.row[term] * pixels + pixel, weight[term]
+    if np.any((row[1:] < row[:-1]) | ((row[1:] == row[:-1]) & (operand[1:] < operand[:-1]))):
+        order = np.lexsort((operand, row))
+        row, operand, weight = row[order], operand[order], weight[order]
     bias = stencil.bias if stencil.bias.ndim > 1 else np.repeat(stencil.bias, pixels)
     bias = bias[:, :height, :width] if bias.ndim > 1 else bias
     outputs = out.start + out.geometry.places(stencil.shape[0])
-    return _Unrolled(row[order], operands, e.weight[term], bias.ravel().astype(np.float32), outputs.ravel())
+    return _Unrolled(row, operand, weight, bias.ravel().astype(np.float32), outputs.ravel())
 
 
 @dataclass(frozen=True)
 class _Unrolled:
-    """Sorted rows and their terms' operands and weights; every row's bias and place."""
+    """Terms sorted by row and operand, with their weights; every row's bias and place."""
 
     row: np.ndarray
     operand: np.ndarray
@@ -191,29 +195,30 @@ def slices_step(stencil: Stencil, places: Mapping[str, Place], out: Place, *, wi
     that has no term in a step adds zero times zero. With `windows`, a step's terms lie near one another."""
     terms, lanes = _unrolled(stencil, places, out), vector_lanes()
     order = np.argsort(-terms.counts, kind="stable")
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
     slices = -(-len(order) // lanes)
-    term = np.lexsort((terms.operand, rank[terms.row]))
-    ranks, operands, weights = rank[terms.row[term]], terms.operand[term], terms.weight[term]
-    ends = np.searchsorted(ranks, np.arange(slices * lanes), side="right").reshape(slices, lanes)
+
+    def by_lane(values: np.ndarray, filler: int = 0) -> np.ndarray:
+        return np.append(values[order], np.full(slices * lanes - len(order), filler, values.dtype))
+
+    ends = np.cumsum(terms.counts)
     share_out = _in_windows if windows else _one_by_one
-    step, starts, lengths = share_out(operands, ends)
+    lane_ends = by_lane(ends).reshape(slices, lanes)
+    step, starts, lengths = share_out(terms, lane_ends - by_lane(terms.counts).reshape(slices, lanes), lane_ends)
     stops = np.cumsum(lengths)
-    slice_of, lane = np.divmod(ranks, lanes)
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order))
+    slice_of, lane = np.divmod(rank[terms.row], lanes)
     step += (stops - lengths)[slice_of]
-    factors = np.zeros((stops[-1], lanes), np.float32)
-    factors[step, lane] = weights
+    weights, inputs = np.zeros((stops[-1], lanes), np.float32), np.full((stops[-1], lanes), ZEROS, np.int32)
+    weights[step, lane] = terms.weight
     if windows:
         inputs = np.full((stops[-1], lanes), -1, np.int8)
-        inputs[step, lane] = (operands - starts[step]) // FLOAT_BYTES
+        inputs[step, lane] = (terms.operand - starts[step]) // FLOAT_BYTES
     else:
-        inputs = np.full((stops[-1], lanes), ZEROS, np.int32)
-        inputs[step, lane] = operands
-    bias, outputs = np.zeros(slices * lanes, np.float32), np.full(slices * lanes, TRASH, np.int32)
-    bias[: len(order)], outputs[: len(order)] = terms.bias[order], terms.place[order]
+        inputs[step, lane] = terms.operand
     kernel = Slices(lanes, windows, stencil.activation)
-    return Step(kernel, [slices, stops, factors, inputs, bias, outputs, starts.astype(np.int32)])
+    outputs = by_lane(terms.place.astype(np.int32), TRASH)
+    return Step(kernel, [slices, stops, weights, inputs, by_lane(terms.bias), outputs, starts.astype(np.int32)])
 
 
 def _window_vectors() -> int:
@@ -225,33 +230,31 @@ def _window_vectors() -> int:
 Shares = tuple[np.ndarray, np.ndarray, np.ndarray]  # every term's step in its slice, steps' windows, steps of slices
 
 
-def _one_by_one(operands: np.ndarray, ends: np.ndarray) -> Shares:
-    """A term of every lane in every step. `ends` (slices, lanes): behind every lane's last term."""
-    counts = np.diff(ends.ravel(), prepend=0)
-    step = np.arange(len(operands)) - np.repeat(ends.ravel() - counts, counts)
-    return step, np.zeros(0, np.int64), counts.reshape(ends.shape).max(1)
+def _one_by_one(terms: _Unrolled, firsts: np.ndarray, ends: np.ndarray) -> Shares:
+    """A term of every lane in every step; `firsts` and `ends` (slices, lanes) of every lane's terms."""
+    begin = np.cumsum(terms.counts) - terms.counts
+    return np.arange(len(terms.row)) - begin[terms.row], np.zeros(0, np.int64), (ends - firsts).max(1)
 
 
-def _in_windows(operands: np.ndarray, ends: np.ndarray) -> Shares:
-    """In every step the next term of those lanes where it lies in the window that begins with the foremost one.
-    `operands` rise within a lane."""
+def _in_windows(terms: _Unrolled, firsts: np.ndarray, ends: np.ndarray) -> Shares:
+    """In every step the next term of those lanes where it lies in the window that begins with the foremost one."""
     vector = vector_lanes() * FLOAT_BYTES
-    upcoming = np.append(operands, np.iinfo(np.int64).max)
-    position = np.concatenate([[0], ends.ravel()[:-1]]).reshape(ends.shape)
-    step, lengths = np.zeros(len(operands), np.int64), np.zeros(len(ends), np.int64)
-    going, starts, slices = np.arange(len(ends)), [], []
+    span, upcoming = _window_vectors() * vector, np.append(terms.operand, np.iinfo(np.int64).max)
+    step, lengths = np.zeros(len(terms.row), np.int64), np.zeros(len(ends), np.int64)
+    position, going = firsts.copy(), np.arange(len(ends))
+    starts, slices = [np.zeros(0, np.int64)], [going[:0]]
     while len(going := going[(position[going] < ends[going]).any(1)]):
         here = position[going]
         operand = np.where(here < ends[going], upcoming[here], upcoming[-1])
         start = operand.min(1) // vector * vector
-        taken = operand < (start + _window_vectors() * vector)[:, None]
+        taken = operand < (start + span)[:, None]
         step[here[taken]] = np.broadcast_to(lengths[going, None], taken.shape)[taken]
         position[going] += taken
         lengths[going] += 1
         starts.append(start)
         slices.append(going)
-    order = np.argsort(np.concatenate([*slices, []]), kind="stable")
-    return step, np.concatenate([*starts, []])[order].astype(np.int64), lengths
+    order = np.argsort(np.concatenate(slices), kind="stable")
+    return step, np.concatenate(starts)[order], lengths
 
 
 def batch_copy_step(place: Place, used: np.ndarray, *, back: bool, streamed: bool = False) -> Step:

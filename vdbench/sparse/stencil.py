@@ -97,10 +97,15 @@ class Stencil:
 
 
 def _entries(row, source, channel, y, x, weight) -> Entries:  # type: ignore[no-untyped-def]
-    columns = [np.broadcast_to(column, np.shape(row)) for column in (row, source, channel, y, x, weight)]
-    order = np.argsort(columns[0], kind="stable")
-    row, source, channel, y, x = (column[order].astype(np.int64) for column in columns[:5])
-    return Entries(row, source, channel, y, x, columns[5][order].astype(np.float32))
+    kinds = [*5 * [np.int32], np.float32]
+    columns = [
+        np.broadcast_to(np.asarray(column).astype(kind, copy=False), np.shape(row))
+        for column, kind in zip((row, source, channel, y, x, weight), kinds, strict=True)
+    ]
+    if np.any(columns[0][1:] < columns[0][:-1]):
+        order = np.argsort(columns[0], kind="stable")
+        columns = [column[order] for column in columns]
+    return Entries(*columns)
 
 
 def _linear(op: Linear, inputs: list[Shape]) -> Stencil:

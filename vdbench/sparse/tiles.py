@@ -117,8 +117,8 @@ def blocks_pay(stencil: Stencil, examples: int, registers: int) -> bool:
     if stencil.maximum or stencil.bias.ndim > 1 or not len(stencil.entries.row):
         return False
     block, row = block_of(stencil, examples, registers), stencil.entries.row
-    visits = len(np.unique(row * (block.max() + 1) + block))
-    return bool(block.any()) and len(row) >= WORTH_A_VISIT * visits
+    visits = 1 + np.count_nonzero((row[1:] != row[:-1]) | (block[1:] != block[:-1]))
+    return bool(block.any() and len(row) >= WORTH_A_VISIT * visits)
 
 
 def visits(stencil: Stencil, block: np.ndarray, partial_bytes: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
@@ -127,7 +127,7 @@ def visits(stencil: Stencil, block: np.ndarray, partial_bytes: int) -> tuple[np.
     Returns the entries' new order; of every visit its last entry, the place of its partial sums among those, and
     whether it is its row's first (1) and last (2); and its row.
     """
-    row, channels, blocks = stencil.entries.row, stencil.shape[0], int(block.max(initial=0)) + 1
+    row, channels, blocks = stencil.entries.row.astype(np.int64), stencil.shape[0], int(block.max(initial=0)) + 1
     together = max(1, PARTIAL_BYTES // partial_bytes)
     keys = (row // together * blocks + block) * channels + row
     empty = np.setdiff1d(np.arange(channels), row)
