@@ -37,7 +37,7 @@ WITHOUT_DROPOUT: tuple[ModelName, ...] = ("lenet300100", "lenet5", "rnnlm_lstm_o
 LARGEST_SUITE = 16 << 20  # bytes of its file
 
 # Raise a stage's version when a change to its code can alter numbers: every result that stands on it becomes stale.
-STAGE_VERSIONS = {"data": 1, "train": 1, "prune": 1, "time": 5}
+STAGE_VERSIONS = {"data": 1, "train": 1, "prune": 1, "time": 6}
 UPSTREAM = {"data": ("data",), "train": ("data", "train"), "prune": ("data", "train", "prune")}
 UPSTREAM["time"] = (*UPSTREAM["prune"], "time")
 
