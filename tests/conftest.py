@@ -5,9 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from sparse_net import EXAMPLE, network
 from tiny_suite import SUITE, run_jobs, write_suite
 
 from vdbench import cli, config
+from vdbench.sparse import compile_sparse
 
 
 @pytest.fixture
@@ -18,6 +20,19 @@ def one_thread() -> Iterator[None]:
     yield
     torch.set_num_threads(before)
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def engine_cache(tmp_path_factory, monkeypatch):
+    """Kernels and plans are kept in a folder of the tests' own, the same for all of them."""
+    monkeypatch.setenv("VDBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VDBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        return compile_sparse(network(), EXAMPLE, threads=1)
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,7 @@ from vdbench.sparse import CompiledNet, compile_sparse
 from vdbench.sparse.layout import LINE, address, aligned
 from vdbench.sparse.running import SMALL
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("VDBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+pytestmark = pytest.mark.usefixtures("engine_cache")
 
 
 def layer(outputs: int) -> nn.Linear:

@@ -1,0 +1,88 @@
+"""Compiled nets as files, and what is kept in the cache."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from sparse_net import EXAMPLE, assert_same, network
+from torch import nn
+
+from vdbench.netfile import NetFileError
+from vdbench.sparse import CompiledNet, compile_sparse, engine, jit, storage
+
+pytestmark = pytest.mark.usefixtures("engine_cache")
+
+
+def test_files(compiled, tmp_path, monkeypatch):
+    compiled.save(tmp_path / "net.npz")
+    monkeypatch.setattr(engine, "make_plans", lambda graph: pytest.fail("planned again on the same machine"))
+    again = CompiledNet.load(tmp_path / "net.npz", threads=1)
+    batch = np.random.default_rng(0).standard_normal((20, 2, 10, 10), np.float32)
+    assert again.plans == compiled.plans
+    assert_same(again(batch), torch.from_numpy(compiled(batch)))
+    assert again.graph.removed == compiled.graph.removed and again.summary() == compiled.summary()
+
+
+def test_another_machine_makes_its_own_plans(compiled, tmp_path, monkeypatch):
+    compiled.save(tmp_path / "net.npz")
+    monkeypatch.setattr(engine, "machine_name", lambda: "another")
+    planned = []
+    monkeypatch.setattr(engine, "make_plans", lambda graph: planned.append(graph) or compiled.plans)
+    CompiledNet.load(tmp_path / "net.npz")
+    assert len(planned) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "meta"])
+def test_a_damaged_file_is_refused(compiled, tmp_path, damage):
+    path = tmp_path / "net.npz"
+    compiled.save(path)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "other":
+        np.savez(path, weight=np.zeros(3))
+    else:
+        content = dict(np.load(path))
+        meta = json.loads(content["meta"].tobytes())
+        meta["ops"][1]["kind"] = "TorchOp"
+        content["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+        np.savez(path, **content)
+    with pytest.raises(NetFileError, match=r"net\.npz"):
+        CompiledNet.load(path)
+
+
+def test_pytorch_functions_fit_no_file(tmp_path):
+    net = compile_sparse(nn.Sequential(nn.Linear(4, 3), nn.GELU()).eval(), torch.zeros(1, 4))
+    with pytest.raises(storage.NotStorable, match="compile it again"):
+        net.save(tmp_path / "net.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_measured_is_remembered(monkeypatch):
+    model = network(0.2)
+    first = compile_sparse(model, EXAMPLE)
+    monkeypatch.setattr(engine, "make_plans", lambda graph: pytest.fail("measured again"))
+    assert compile_sparse(model, EXAMPLE).plans == first.plans
+    model[0].weight.data += 1
+    with pytest.raises(BaseException, match="measured again"):
+        compile_sparse(model, EXAMPLE)
+
+
+def test_a_cache_that_cannot_be_used_costs_time_only(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VDBENCH_CACHE", str(tmp_path / "file"))
+    batch = torch.randn(3, 2, 10, 10)
+    with caplog.at_level(logging.WARNING):
+        assert_same(compile_sparse(network(), EXAMPLE)(batch), network()(batch).detach())
+    assert "not remembered" in caplog.text
+
+
+def test_damaged_machine_code_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("VDBENCH_CACHE", str(tmp_path))
+    jit._address("nothing", lambda code, *arguments: None)
+    (path,) = (tmp_path / "kernels").iterdir()
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    jit._address("nothing", lambda code, *arguments: None)
+    assert path.read_bytes() == good
