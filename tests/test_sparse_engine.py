@@ -37,6 +37,16 @@ def test_arrays_and_tensors(compiled):
     assert not compiled(batch.requires_grad_()).requires_grad
 
 
+@pytest.mark.parametrize("layers", [[nn.Identity()], [nn.Flatten()], [nn.Dropout(), nn.Flatten()]])
+def test_models_that_compute_nothing(layers):
+    batch = torch.randn(17, 2, 3)
+    for count in (1, 17):
+        assert torch.equal(
+            compile_sparse(nn.Sequential(*layers).eval(), batch[:1])(batch[:count]),
+            nn.Sequential(*layers).eval()(batch[:count]),
+        )
+
+
 def test_results_are_the_callers_own(compiled):
     first = compiled(torch.ones(1, 2, 10, 10))
     kept = first.clone()

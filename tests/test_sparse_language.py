@@ -1,6 +1,7 @@
 """Pruned language models: what is left of them is counted right, taken out exactly, and computed with sparsely."""
 
 import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -109,8 +110,10 @@ def test_any_number_of_texts_is_read_on_from_its_state(kind):
 
 def test_threads_of_python_may_share_a_model():
     net = pruned("lstm")
-    fast = to_cpu_sparse(net)
-    texts = [torch.randint(50, (40, 3), generator=torch.Generator().manual_seed(k)) for k in range(8)]
+    fast = to_cpu_sparse(net, threads=3)
+    texts = [
+        torch.randint(50, (40, n), generator=torch.Generator().manual_seed(n)) for n in (1, 3, 9, 40, 3, 70, 40, 1)
+    ]
     with ThreadPoolExecutor(4) as pool, torch.no_grad():
         for words, (logits, _) in zip(texts, pool.map(fast, texts), strict=True):
             same_logits(logits, net(words)[0])
@@ -138,7 +141,8 @@ def test_conversion_draws_no_random_numbers_and_copies_compile_anew():
     fast = to_cpu_sparse(net)
     assert torch.equal(before, torch.get_rng_state())
     fast(WORDS)
-    same_logits(copy.deepcopy(fast)(WORDS)[0], fast(WORDS)[0])
+    for same in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        same_logits(same(WORDS)[0], fast(WORDS)[0])
 
 
 def test_what_is_left_is_counted_by_hand():

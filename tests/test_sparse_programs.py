@@ -257,6 +257,24 @@ def test_single_vectors_pick_inputs_out_of_windows_where_processors_can():
     assert ("windows" in labels(chain(), 0)) == (LANES > 4)
 
 
+def test_terms_in_the_halo_are_left_out_of_maps_of_one_pixel():
+    build = Builder((8, 1, 1))
+    build.conv(32, density=1.0)
+    assert_close(*every_way(build.graph(), 0, "slices"))
+    segment = segment_of(Network(build.graph(), single=True))
+    places = Program(segment, {}, vectors=0).places
+    step = lowering.slices_step(segment.stencils[0], places, places[segment.outputs[0]], windows=False)
+    assert len(step.tables[2]) == 8 * 32 // LANES
+
+
+@pytest.mark.parametrize("vectors", [0, 1])
+def test_networks_that_are_too_large_are_told(vectors):
+    build = Builder((3, 30_000, 10_000))
+    build.add(Clip)
+    with pytest.raises(ValueError, match="kernels reach"):
+        Program(segment_of(Network(build.graph(), single=not vectors)), {}, vectors=vectors)
+
+
 @pytest.mark.parametrize("density", [0.0, 1.0])
 @pytest.mark.parametrize("vectors", [0, 1, 2])
 def test_empty_and_full_layers(density, vectors):

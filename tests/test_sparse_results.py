@@ -1,4 +1,4 @@
-"""Where inputs are read and results lie: any memory will do, and large results go past the caches."""
+"""Where inputs are read and results lie: any memory will do, and large results start where a cache line does."""
 
 import numpy as np
 import pytest
@@ -43,19 +43,9 @@ def test_aligned_arrays_start_where_a_cache_line_does(shape, dtype):
     assert made.ctypes.data % LINE == 0 and address(made) == made.ctypes.data
 
 
-@pytest.mark.parametrize("outputs", [32, 30])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_large_results_go_past_the_caches(outputs, threads, monkeypatch):
-    monkeypatch.setattr("vdbench.sparse.running.STREAMED_BYTES", SMALL)
-    monkeypatch.setattr("vdbench.sparse.running.WORTH_A_THREAD_S", 1e-9)
-    net, largest = compiled(outputs, threads), 2 * SMALL // outputs
-    batch = torch.randn(largest, 20)
-    for count in (largest, largest - 5, 64, 16):
-        for way in net._ways(count):
-            out = way(batch[:count].numpy())
-            expected = layer(outputs)(batch[:count]).detach()
-            assert (torch.from_numpy(out) - expected).abs().max() <= 1e-5 * expected.abs().max()
-            if out.size >= SMALL:
-                assert address(out) % LINE == 0
-    streamed = {key[-1] for key in net._batch.stretches[0]._programs}
-    assert streamed == ({False, True} if outputs == 32 else {False})  # else examples start within lines
+def test_large_results_start_where_a_cache_line_does(threads):
+    net, batch = compiled(30, threads), torch.randn(2 * SMALL // 30, 20)
+    out = net(batch)
+    assert out.data_ptr() % LINE == 0 and out.is_contiguous()
+    assert (out - layer(30)(batch)).abs().max() <= 1e-5 * out.abs().max()

@@ -66,16 +66,11 @@ class Code:
 
     def load(self, pointer: Value, kind: ir.Type) -> Value:
         number = kind.element if isinstance(kind, ir.VectorType) else kind
-        return self.b.load(pointer, align=min(4, number.width // 8) if isinstance(number, ir.IntType) else 4, typ=kind)
+        size = number.width // 8 if isinstance(number, ir.IntType) else FLOAT_BYTES
+        return self.b.load(pointer, align=min(4, size), typ=kind)
 
     def store(self, value: Value, pointer: Value) -> None:
         self.b.store(value, pointer, align=4)
-
-    def stream(self, value: Value, pointer: Value) -> None:
-        """Store a vector, at a multiple of its size, without reading into a cache what was there before."""
-        module: Any = self.function.module
-        stored = self.b.store(value, pointer, align=value.type.count * FLOAT_BYTES)
-        stored.set_metadata("nontemporal", module.add_metadata([I32(1)]))
 
     def splat(self, scalar: Value, lanes: int) -> Value:
         kind = ir.VectorType(FLOAT, lanes)

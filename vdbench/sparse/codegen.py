@@ -72,13 +72,11 @@ class Slices:
 
 @dataclass(frozen=True)
 class Transpose:
-    """`lanes` examples of `features` floats each to vectors with one lane an example, or back. `streamed`: past the
-    caches, to examples that start at multiples of a vector's size."""
+    """`lanes` examples of `features` floats each to vectors with one lane an example, or back."""
 
     lanes: int
     features: int
     back: bool = False
-    streamed: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def pointer_to(code: Code, address: Value) -> Value:
 
 
 def _in_chains(code: Code, chains: list[Any], entry: Variable, stop: Value, add: Callable[[Any, Value], None]) -> None:
-    """Add the terms from `entry` to `stop`, in turn to the one chain and to the other; then `entry` is there."""
+    """Add the terms from `entry` to `stop` to the chains in turn; `entry` is at `stop` then."""
     count = len(chains)
     if count > 1:
         with code.loop(code.b.sub(stop, I64(count - 1)), entry.get(), count) as e:
@@ -271,9 +269,8 @@ def build_transpose(code: Code, source: Value, destination: Value, tables: Value
         there = [code.at(vectors, code.element(places, b.add(first, I64(k)), I64)) for k in range(lanes)]
         if kernel.back:
             here, there = there, here
-        store = code.stream if kernel.streamed else code.store
         for value, pointer in zip(_transposed(code, [code.load(p, vector) for p in here]), there, strict=True):
-            store(value, pointer)
+            code.store(value, pointer)
     with code.loop(singles) as s:
         feature = code.element(leftover, s, I64)
         begin = code.at(examples, b.mul(feature, I64(FLOAT_BYTES)))
@@ -282,8 +279,6 @@ def build_transpose(code: Code, source: Value, destination: Value, tables: Value
             one, other = code.at(begin, k * row), code.at(place, k * FLOAT_BYTES)
             one, other = (other, one) if kernel.back else (one, other)
             code.store(code.load(one, FLOAT), other)
-    if kernel.streamed:
-        b.fence("seq_cst")  # such stores may otherwise be seen after later ones
 
 
 def build_copy(code: Code, source: Value, destination: Value, tables: Value, kernel: Copy) -> None:

@@ -27,7 +27,7 @@ from vdbench.sparse.trial import Way, quickest
 
 log = logging.getLogger("vdbench")
 
-PLAN_VERSION = 5  # raised when plans of before no longer fit the code
+PLAN_VERSION = 4  # raised when plans of before no longer fit the code
 LIKELY = 1.5  # times slower than the best plan: may yet be faster at another batch size
 TRIED_S = 0.05  # ways to something that takes longer by the plan are not timed anew
 

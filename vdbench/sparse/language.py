@@ -1,6 +1,7 @@
 """A pruned language model on a CPU: what does not matter taken out, and the rest compiled."""
 
 import functools
+import itertools
 
 import numpy as np
 import torch
@@ -18,6 +19,11 @@ from vdbench.structure import structure
 
 MANY = 256  # words; with fewer, other threads fall asleep over every recurrence and take longer to wake than they save
 FEW = 4  # texts; fewer are read one after the other, since they would leave most of a vector empty
+
+
+def _whole_vectors(texts: int) -> int:
+    """So many lanes, and those that fill up the last vector."""
+    return -(-texts // vector_lanes()) * vector_lanes()
 
 
 def _table(matrix: Tensor) -> Table:
@@ -50,8 +56,9 @@ class SparseLanguageModel(nn.Module):
     """A language model that computes with its nonzero weights alone, for one word at a time or for batches of texts.
 
     It is called as the model it was made from, and returns what that returns, logits to 1e-5 of the largest; in the
-    states it returns, the units that were taken out are zero. It is compiled when it is first called. Texts, and what
-    no word waits for, are shared out among threads; a call with few words is one thread's.
+    states it returns, the units that were taken out are zero. What it needs is compiled when it is first
+    called with as many texts. Texts, in whole vectors of them, and what no word waits for are shared out among threads;
+    a call with few words is one thread's.
 
     Args:
         threads: at the most (default: as many as PyTorch uses).
@@ -107,8 +114,11 @@ class SparseLanguageModel(nn.Module):
         before = [np.ascontiguousarray(part.float().numpy()) for part in states] or after
         hidden = np.empty((steps, sequences, len(self._layers[-1].kept)), np.float32)
         threads = self._pool.threads if words.size >= MANY else 1
-        share = -(-sequences // (threads * vector_lanes())) * vector_lanes()
+        share = _whole_vectors(-(-sequences // threads))
         at_once = 1 if sequences < FEW else min(share, BATCH_VECTORS * vector_lanes())
+        threads = max(1, min(threads, -(-sequences // at_once)))
+        for layer, texts in itertools.product(self._layers, {min(at_once, sequences), sequences % at_once} - {0}):
+            layer.program(1 if at_once == 1 else _whole_vectors(texts))
 
         def read(thread: int) -> None:
             for first in range(thread * at_once, sequences, threads * at_once):
@@ -127,7 +137,7 @@ class SparseLanguageModel(nn.Module):
         """What the last layer says, (T, units, columns), of up to so many texts from `first` on, a column each; their
         states, those in `before` at the start, are in `after` then."""
         words = np.ascontiguousarray(words[:, first : first + at_once])
-        columns = 1 if at_once == 1 else -(-words.shape[1] // vector_lanes()) * vector_lanes()
+        columns = 1 if at_once == 1 else _whole_vectors(words.shape[1])
         value = np.zeros((len(words), self._dimensions, columns), np.float32)
         if self._dimensions:
             kernels.look_up_all(self._embedding, words, value)

@@ -72,7 +72,8 @@ def _operands(stencil: Stencil, places: Mapping[str, Place]) -> np.ndarray:
     for k, name in enumerate(stencil.inputs):
         place, mine = places[name], e.source == k
         g = place.geometry
-        found[mine] = place.first + e.channel[mine] * g.plane + e.y[mine] * g.pitch + e.x[mine] * g.pixel
+        channel, y, x = (column[mine].astype(np.int64) for column in (e.channel, e.y, e.x))
+        found[mine] = place.first + channel * g.plane + y * g.pitch + x * g.pixel
     return found
 
 
@@ -141,7 +142,7 @@ def _unrolled(stencil: Stencil, places: Mapping[str, Place], out: Place) -> "_Un
     y, x = y[:, None] * stencil.stride[0], x[:, None] * stencil.stride[1]
     geometries = [places[name].geometry for name in stencil.inputs]
     row, operand, weight = e.row, _operands(stencil, places), e.weight
-    if any((g.height, g.width) != (1, 1) for g in geometries) or pixels > 1:
+    if pixels > 1 or e.y.any() or e.x.any():
         height_of, width_of, pitch, size = (
             np.array([getattr(g, key) for g in geometries])[e.source] for key in ("height", "width", "pitch", "pixel")
         )
@@ -194,16 +195,16 @@ def slices_step(stencil: Stencil, places: Mapping[str, Place], out: Place, *, wi
     """Single vectors and small maps: lanes are output units. Units with like numbers of terms share a slice; a lane
     that has no term in a step adds zero times zero. With `windows`, a step's terms lie near one another."""
     terms, lanes = _unrolled(stencil, places, out), vector_lanes()
-    order = np.argsort(-terms.counts, kind="stable")
+    counts = terms.counts
+    order = np.argsort(-counts, kind="stable")
     slices = -(-len(order) // lanes)
 
     def by_lane(values: np.ndarray, filler: int = 0) -> np.ndarray:
         return np.append(values[order], np.full(slices * lanes - len(order), filler, values.dtype))
 
-    ends = np.cumsum(terms.counts)
+    ends = by_lane(np.cumsum(counts)).reshape(slices, lanes)
     share_out = _in_windows if windows else _one_by_one
-    lane_ends = by_lane(ends).reshape(slices, lanes)
-    step, starts, lengths = share_out(terms, lane_ends - by_lane(terms.counts).reshape(slices, lanes), lane_ends)
+    step, starts, lengths = share_out(terms, ends - by_lane(counts).reshape(slices, lanes), ends)
     stops = np.cumsum(lengths)
     rank = np.empty(len(order), np.int32)
     rank[order] = np.arange(len(order))
@@ -237,7 +238,8 @@ def _one_by_one(terms: _Unrolled, firsts: np.ndarray, ends: np.ndarray) -> Share
 
 
 def _in_windows(terms: _Unrolled, firsts: np.ndarray, ends: np.ndarray) -> Shares:
-    """In every step the next term of those lanes where it lies in the window that begins with the foremost one."""
+    """In every step the next term of those lanes where it lies in the window of the foremost one, which begins at a
+    multiple of a vector."""
     vector = vector_lanes() * FLOAT_BYTES
     span, upcoming = _window_vectors() * vector, np.append(terms.operand, np.iinfo(np.int64).max)
     step, lengths = np.zeros(len(terms.row), np.int64), np.zeros(len(ends), np.int64)
@@ -257,14 +259,14 @@ def _in_windows(terms: _Unrolled, firsts: np.ndarray, ends: np.ndarray) -> Share
     return step, np.concatenate(starts)[order], lengths
 
 
-def batch_copy_step(place: Place, used: np.ndarray, *, back: bool, streamed: bool = False) -> Step:
+def batch_copy_step(place: Place, used: np.ndarray, *, back: bool) -> Step:
     """Examples, one behind the other, to lanes of vectors, or back; of all numbers at least those that are `used`."""
     lanes, places = vector_lanes(), place.places().ravel()
     blocks = len(places) // lanes
     needed = np.flatnonzero(used[: blocks * lanes].reshape(blocks, lanes).any(1)) * lanes
     singles = np.arange(blocks * lanes, len(places))
     tables = [len(needed), len(singles), needed.astype(np.int64), singles.astype(np.int64), places.astype(np.int64)]
-    return Step(Transpose(lanes, len(places), back, streamed), tables)
+    return Step(Transpose(lanes, len(places), back), tables)
 
 
 def single_copy_step(place: Place, *, back: bool) -> Step:

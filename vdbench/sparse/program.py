@@ -90,7 +90,6 @@ class Program:
         vectors: 0 for single examples, else vectors of examples that are computed together from stencil `split` on;
             the stencils before it see one vector of examples at a time, which keeps large maps in the cache.
         threads: how many compute every stencil together, each some of its output channels.
-        streamed: outputs of batches, which start where cache lines do, are written past the caches.
 
     Attributes:
         examples: how many a group has; inputs and outputs are those of whole groups.
@@ -99,23 +98,14 @@ class Program:
     """
 
     def __init__(
-        self,
-        segment: Segment,
-        choices: Mapping[str, str],
-        *,
-        vectors: int = 0,
-        split: int = 0,
-        threads: int = 1,
-        streamed: bool = False,
+        self, segment: Segment, choices: Mapping[str, str], *, vectors: int = 0, split: int = 0, threads: int = 1
     ) -> None:
-        self.segment, self.choices, self.threads, self.streamed = segment, choices, threads, streamed
+        self.segment, self.choices, self.threads = segment, choices, threads
         self.examples = vectors * vector_lanes() if vectors else 1
         self.group_bytes = [self.examples * _bytes(segment, name) for name in (*segment.inputs, *segment.outputs)]
         arena = Arena(threads)
         stages = self._batch(arena, vectors, split) if vectors else self._single(arena)
         self.arena_bytes = arena.size
-        if self.arena_bytes > FARTHEST:
-            raise ValueError(f"the values of this network take {arena.size:,} bytes; kernels reach {FARTHEST:,}")
         self._kept: list[np.ndarray] = []  # native code knows their addresses
         stages = [stage for stage in stages if stage[1]]
         self.stages = [
@@ -143,6 +133,8 @@ class Program:
             take(stencil.name)
             done = {name for name in stencil.inputs if last[name] == k and name not in segment.inputs}
             arena.give_back(places[name] for name in done)
+        if arena.size > FARTHEST:
+            raise ValueError(f"the values of this network take {arena.size:,} bytes; kernels reach {FARTHEST:,}")
         self.places = {name: Place(p.geometry, segment.shapes[name][0], p.start) for name, p in places.items()}
         return self.places
 
@@ -197,7 +189,7 @@ class Program:
         ]
         unpack = [
             _Call(
-                [batch_copy_step(places[name], segment.used(name), back=True, streamed=self.streamed)],
+                [batch_copy_step(places[name], segment.used(name), back=True)],
                 *(ARENA, move[name], outputs + k, lanes * _bytes(segment, name)),
             )
             for k, name in enumerate(segment.outputs)
@@ -267,7 +259,9 @@ class Bound:
             functools.partial(driver, *map(ctypes.c_void_p, given)) for given in arguments
         ]
         self.again = self.members[0]
-        self.call = (ctypes.cast(driver, ctypes.c_void_p).value or 0, *arguments[0])
+        where = ctypes.cast(driver, ctypes.c_void_p).value
+        assert where
+        self.call = where, *arguments[0]
 
     def __call__(self, addresses: Sequence[int], groups: int) -> None:
         """Run, on one thread, on so many groups of `program.examples` examples, whose inputs and outputs lie one behind

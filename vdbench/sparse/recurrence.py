@@ -1,5 +1,6 @@
 """A recurrent layer with sparse weights, all products of a timestep one native call."""
 
+import functools
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from vdbench.sparse import recurrent_kernels as kernels
 from vdbench.sparse.engine import planned
 from vdbench.sparse.graph import Graph, Input, Linear
 from vdbench.sparse.jit import vector_lanes
-from vdbench.sparse.plan import Network
+from vdbench.sparse.plan import Network, Plan
 from vdbench.sparse.program import Bound, Program, Segment
 from vdbench.sparse.stencil import Stencil
 from vdbench.structure import GATES
@@ -48,8 +49,7 @@ class SparseRecurrence:
         given, sums = ((length,) for length in weight.shape[::-1])
         product = Linear(name="sums", inputs=("given",), shape=sums, weight=weight, bias=bias.flatten().numpy())
         self._graph = Graph((Input(name="given", shape=given), product))
-        self.kept, self.table = kept, table
-        self._kernel: Any = kernels.run_lstm if len(units) == GATES["LSTM"] else kernels.run_tanh
+        self.kept, self.table, self.gates = kept, table, len(units)
         self._programs: dict[int, Program] = {}
         self._begin()
 
@@ -64,33 +64,43 @@ class SparseRecurrence:
         self.__dict__.update(state)
         self._begin()
 
-    def _program(self, columns: int) -> Program:
+    def program(self, columns: int) -> Program:
+        """What computes a timestep, compiled on first use, by threads that are not at work yet: ways are timed then."""
+        with self._lock:
+            if columns not in self._programs:
+                self._programs[columns] = self._compiled(columns)
+            return self._programs[columns]
+
+    def _compiled(self, columns: int) -> Program:
         """One column is a single example to the engine, more are vectors of them."""
         single, vectors = columns == 1, 0 if columns == 1 else columns // vector_lanes()
-        plan = planned(self._graph)["single" if single else "batch"][0]
+        plan = self._plans["single" if single else "batch"][0]
         (stencil,), (item,) = Network(self._graph, single=single).items, plan.items
         assert isinstance(stencil, Stencil)
         segment = Segment((stencil,), (), (), {op.name: op.shape for op in self._graph.ops})
         return Program(segment, {stencil.name: item.kernel(late=vectors > 1)[1]}, vectors=vectors)
 
+    @functools.cached_property
+    def _plans(self) -> dict[str, list[Plan]]:
+        return planned(self._graph)
+
     def _memory(self, columns: int) -> Memory:
         mine: dict[int, Memory] = self._local.__dict__.setdefault("memories", {})
         if columns not in mine:
-            with self._lock:
-                if columns not in self._programs:
-                    self._programs[columns] = self._program(columns)
-                bound = Bound(self._programs[columns])
+            bound = Bound(self.program(columns))
             bound.point_to((), 1)
             mine[columns] = Memory(bound.value("given"), bound.value("sums"), bound.call, bound)
         return mine[columns]
 
     def __call__(self, inputs: np.ndarray, words: np.ndarray, first: int, before: States, after: States) -> np.ndarray:
         """Outputs (T, kept, columns) for inputs (T, inputs, columns), or one-hot words (T, N), of the texts from
-        `first` on; the states of all texts are read from `before` and written to `after`."""
+        `first` on; the states of all texts are read from `before` and written to `after`. Columns are 1, or as many as
+        whole vectors have lanes."""
         steps, _, columns = inputs.shape
         outputs = np.empty((steps, len(self.kept), columns), np.float32)
         if len(self.kept):
             m = self._memory(columns)
             words = words if len(self.table[1]) else words[:, :0]
-            self._kernel(m.call, m.given, m.sums, inputs, self.table, words, self.kept, first, before, after, outputs)
+            run: Any = kernels.run_lstm if self.gates == GATES["LSTM"] else kernels.run_tanh
+            run(m.call, m.given, m.sums, inputs, self.table, words, self.kept, first, before, after, outputs)
         return outputs

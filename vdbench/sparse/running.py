@@ -13,13 +13,12 @@ import numpy as np
 
 from vdbench.sparse.graph import Shape
 from vdbench.sparse.jit import vector_lanes
-from vdbench.sparse.layout import LINE, address, aligned
+from vdbench.sparse.layout import address, aligned
 from vdbench.sparse.plan import BATCH_VECTORS, Item, Network, Plan, choose, operations, stretches
 from vdbench.sparse.program import Bound, Program, Segment
 from vdbench.sparse.torch_run import TorchRun
 
-SMALL = 8192  # numbers that are copied faster than their place is found
-STREAMED_BYTES = 8 << 20  # results that leave the caches before anybody reads them
+SMALL = 8192  # numbers that are moved as fast as it is found out where they best lie
 WORTH_A_THREAD_S = 1e-4  # less work than this stays on the calling thread
 
 
@@ -41,28 +40,20 @@ class NativeRun:
         self.example_s = sum(item.best(native=True) for item in items) / plan.examples
         self._shapes = [segment.shapes[name] for name in (*segment.inputs, *segment.outputs)]
         self._block_bytes = [4 * self.block * int(np.prod(shape)) for shape in self._shapes]
-        self._made_bytes = sum(self._block_bytes[len(segment.inputs) :])
-        self._lines = all(np.prod(segment.shapes[name]) % self.block == 0 for name in segment.outputs)
-        self._programs: dict[tuple[int, int, bool], Program] = {}
+        self._programs: dict[tuple[int, int], Program] = {}
         self._groups = functools.lru_cache(self._groups_of)
         self._local = threading.local()
         self._lock = threading.Lock()
 
-    def _bound(self, vectors: int, threads: int, streamed: bool) -> Bound:
+    def _bound(self, vectors: int, threads: int) -> Bound:
         """This thread's program for so many vectors of examples, compiled on first use."""
-        mine: dict[tuple[int, int, bool], Bound] = self._local.__dict__.setdefault("bounds", {})
-        key = vectors, threads, streamed
+        mine: dict[tuple[int, int], Bound] = self._local.__dict__.setdefault("bounds", {})
+        key = vectors, threads
         if key not in mine:
             with self._lock:
                 if key not in self._programs:
-                    self._programs[key] = Program(
-                        self.segment,
-                        self.choices,
-                        vectors=vectors,
-                        split=self.split,
-                        threads=threads,
-                        streamed=streamed,
-                    )
+                    program = Program(self.segment, self.choices, vectors=vectors, split=self.split, threads=threads)
+                    self._programs[key] = program
             mine[key] = Bound(self._programs[key])
         return mine[key]
 
@@ -84,15 +75,9 @@ class NativeRun:
         self, addresses: Sequence[int], blocks: int, threads: int = 1
     ) -> Iterator[tuple[Bound, Sequence[int], int]]:
         """Programs that make up so many blocks, where each finds its inputs and outputs, and its groups."""
-        streamed = blocks * self._made_bytes >= STREAMED_BYTES and self._in_lines(addresses)
         for before, vectors, groups in self._groups(blocks):
             places = self._from(before, addresses) if before else addresses
-            yield self._bound(vectors, threads, streamed), places, groups
-
-    def _in_lines(self, addresses: Sequence[int]) -> bool:
-        """Whether all outputs of every example start where cache lines do."""
-        starts = addresses[len(self.inputs) :]
-        return not self.single and self._lines and not any(start % LINE for start in starts)
+            yield self._bound(vectors, threads), places, groups
 
     def compute(self, addresses: Sequence[int], blocks: int) -> None:
         """`blocks` whole blocks of examples, whose inputs and outputs lie one behind the other at `addresses`."""
@@ -152,7 +137,7 @@ class NativeRun:
 
 class OneExample:
     """A stretch on single examples, with as little around the native call as there can be: a small net takes two
-    microseconds, and finding out where an array lies takes as long. So small ones go through buffers."""
+    microseconds, of which finding out where two arrays lie is a quarter. So small ones go through buffers."""
 
     def __init__(self, run: NativeRun, shape: Shape) -> None:
         self.example_s = run.example_s
@@ -260,8 +245,8 @@ class Runner:
                 ops = [op for item in run for op in operations(item)]
                 names = segment.inputs, segment.outputs
                 self.stretches.append(TorchRun(ops, network.views, *names, channels_last=plan.channels_last))
-        first, *others = self.stretches
-        self._alone = first if not others and isinstance(first, NativeRun) else None
+        only = self.stretches[0] if len(self.stretches) == 1 else None
+        self._alone = only if isinstance(only, NativeRun) else None
         self._one = OneExample(self._alone, self.shape) if self._alone and network.single else None
 
     def shortest(self, count: int, pool: "Pool") -> Callable[[np.ndarray], np.ndarray] | None:
