@@ -1,7 +1,6 @@
 """A pruned language model on a CPU: what does not matter taken out, and the rest compiled."""
 
 import functools
-import itertools
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from vdbench.sparse.recurrence import NO_TABLE, SparseRecurrence, Table
 from vdbench.sparse.running import Pool
 from vdbench.structure import structure
 
-MANY = 256  # words; with fewer, other threads fall asleep over every recurrence and take longer to wake than they save
+MANY = 64  # words; with fewer, waking other threads takes longer than they save
 FEW = 4  # texts; fewer are read one after the other, since they would leave most of a vector empty
 
 
@@ -104,21 +103,16 @@ class SparseLanguageModel(nn.Module):
         words = np.ascontiguousarray(input.numpy())
         if words.size and not 0 <= words.min() <= words.max() < self.words:
             raise IndexError(f"words are numbers below {self.words}, not {words.min()} to {words.max()}")
-        kinds, shape = 2 if self.mode == "LSTM" else 1, (len(self._layers), sequences, self.units)
-        states = () if state is None else (state,) if isinstance(state, Tensor) else tuple(state)
-        if states and [tuple(part.shape) for part in states] != [shape] * kinds:
-            found = " and ".join(str(tuple(part.shape)) for part in states)
-            wanted = "h and c" if kinds == 2 else "h"
-            raise ValueError(f"the state of so many sequences is {wanted}, each {shape}, not {found}")
-        after = [np.zeros(shape, np.float32) for _ in range(kinds)]
-        before = [np.ascontiguousarray(part.float().numpy()) for part in states] or after
+        before = self._parts(state, sequences)
+        after = [np.zeros_like(part) for part in before]
         hidden = np.empty((steps, sequences, len(self._layers[-1].kept)), np.float32)
         threads = self._pool.threads if words.size >= MANY else 1
         share = _whole_vectors(-(-sequences // threads))
         at_once = 1 if sequences < FEW else min(share, BATCH_VECTORS * vector_lanes())
         threads = max(1, min(threads, -(-sequences // at_once)))
-        for layer, texts in itertools.product(self._layers, {min(at_once, sequences), sequences % at_once} - {0}):
-            layer.program(1 if at_once == 1 else _whole_vectors(texts))
+        for texts in {min(at_once, sequences), sequences % at_once} - {0}:
+            for layer in self._layers:
+                layer.prepare(1 if at_once == 1 else _whole_vectors(texts))
 
         def read(thread: int) -> None:
             for first in range(thread * at_once, sequences, threads * at_once):
@@ -129,7 +123,19 @@ class SparseLanguageModel(nn.Module):
         self._pool.run([functools.partial(read, thread) for thread in range(threads)])
         logits = self._output(hidden.reshape(steps * sequences, hidden.shape[2])).reshape(steps, sequences, self.words)
         found = [torch.from_numpy(part) for part in after]
-        return torch.from_numpy(logits), (found[0], found[1]) if kinds == 2 else found[0]
+        return torch.from_numpy(logits), (found[0], found[1]) if len(found) == 2 else found[0]
+
+    def _parts(self, state: State | None, sequences: int) -> list[np.ndarray]:
+        """h and, of an LSTM, c of so many sequences, (layers, N, units) each. Raises ValueError for another state."""
+        kinds, shape = 2 if self.mode == "LSTM" else 1, (len(self._layers), sequences, self.units)
+        if state is None:
+            return [np.zeros(shape, np.float32) for _ in range(kinds)]
+        parts = (state,) if isinstance(state, Tensor) else tuple(state)
+        if [tuple(part.shape) for part in parts] != [shape] * kinds:
+            found = " and ".join(str(tuple(part.shape)) for part in parts)
+            wanted = "h and c" if kinds == 2 else "h"
+            raise ValueError(f"the state of so many sequences is {wanted}, each {shape}, not {found}")
+        return [np.ascontiguousarray(part.float().numpy()) for part in parts]
 
     def _read(
         self, words: np.ndarray, first: int, at_once: int, before: list[np.ndarray], after: list[np.ndarray]

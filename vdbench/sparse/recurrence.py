@@ -64,12 +64,11 @@ class SparseRecurrence:
         self.__dict__.update(state)
         self._begin()
 
-    def program(self, columns: int) -> Program:
-        """What computes a timestep, compiled on first use, by threads that are not at work yet: ways are timed then."""
+    def prepare(self, columns: int) -> None:
+        """Compile what computes so many columns, before threads are at work: ways are timed."""
         with self._lock:
-            if columns not in self._programs:
+            if len(self.kept) and columns not in self._programs:
                 self._programs[columns] = self._compiled(columns)
-            return self._programs[columns]
 
     def _compiled(self, columns: int) -> Program:
         """One column is a single example to the engine, more are vectors of them."""
@@ -87,7 +86,7 @@ class SparseRecurrence:
     def _memory(self, columns: int) -> Memory:
         mine: dict[int, Memory] = self._local.__dict__.setdefault("memories", {})
         if columns not in mine:
-            bound = Bound(self.program(columns))
+            bound = Bound(self._programs[columns])
             bound.point_to((), 1)
             mine[columns] = Memory(bound.value("given"), bound.value("sums"), bound.call, bound)
         return mine[columns]
@@ -95,7 +94,7 @@ class SparseRecurrence:
     def __call__(self, inputs: np.ndarray, words: np.ndarray, first: int, before: States, after: States) -> np.ndarray:
         """Outputs (T, kept, columns) for inputs (T, inputs, columns), or one-hot words (T, N), of the texts from
         `first` on; the states of all texts are read from `before` and written to `after`. Columns are 1, or as many as
-        whole vectors have lanes."""
+        whole vectors have lanes, and prepared for."""
         steps, _, columns = inputs.shape
         outputs = np.empty((steps, len(self.kept), columns), np.float32)
         if len(self.kept):
