@@ -16,7 +16,7 @@ from vdbench.sparse.recurrence import NO_TABLE, SparseRecurrence, Table
 from vdbench.sparse.running import Pool
 from vdbench.structure import structure
 
-MANY = 64  # words; with fewer, waking other threads takes longer than they save
+MANY = 256  # words; with fewer, other threads fall asleep between calls and take longer to wake than they save
 FEW = 4  # texts; fewer are read one after the other, since they would leave most of a vector empty
 
 
