@@ -142,7 +142,7 @@ def _unrolled(stencil: Stencil, places: Mapping[str, Place], out: Place) -> "_Un
     y, x = y[:, None] * stencil.stride[0], x[:, None] * stencil.stride[1]
     geometries = [places[name].geometry for name in stencil.inputs]
     row, operand, weight = e.row, _operands(stencil, places), e.weight
-    if pixels > 1 or e.y.any() or e.x.any():
+    if pixels > 1 or e.y.any() or e.x.any():  # else nothing lies in a halo
         height_of, width_of, pitch, size = (
             np.array([getattr(g, key) for g in geometries])[e.source] for key in ("height", "width", "pitch", "pixel")
         )
@@ -210,13 +210,11 @@ def slices_step(stencil: Stencil, places: Mapping[str, Place], out: Place, *, wi
     rank[order] = np.arange(len(order))
     slice_of, lane = np.divmod(rank[terms.row], lanes)
     step += (stops - lengths)[slice_of]
-    weights, inputs = np.zeros((stops[-1], lanes), np.float32), np.full((stops[-1], lanes), ZEROS, np.int32)
+    weights = np.zeros((stops[-1], lanes), np.float32)
     weights[step, lane] = terms.weight
-    if windows:
-        inputs = np.full((stops[-1], lanes), -1, np.int8)
-        inputs[step, lane] = (terms.operand - starts[step]) // FLOAT_BYTES
-    else:
-        inputs[step, lane] = terms.operand
+    nothing, kind = (-1, np.int8) if windows else (ZEROS, np.int32)
+    inputs = np.full(weights.shape, nothing, kind)
+    inputs[step, lane] = (terms.operand - starts[step]) // FLOAT_BYTES if windows else terms.operand
     kernel = Slices(lanes, windows, stencil.activation)
     outputs = by_lane(terms.place.astype(np.int32), TRASH)
     return Step(kernel, [slices, stops, weights, inputs, by_lane(terms.bias), outputs, starts.astype(np.int32)])

@@ -23,7 +23,7 @@ WORTH_A_THREAD_S = 1e-4  # less work than this stays on the calling thread
 
 
 def _results(count: int, shape: Shape) -> np.ndarray:
-    """Memory for so many results; not every call of a small net can wait for a cache line to start."""
+    """Memory for so many results; what is small lies wherever it fits, since nothing is gained by asking."""
     full = count, *shape
     return np.empty(full, np.float32) if math.prod(full) < SMALL else aligned(full)
 
