@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from vdbench import config_timing, metrics, netfile, records
-from vdbench.config import VARIATIONAL_METHODS, VGG_WIDTHS, Suite, parse_suite, spec_sha256, stage_versions
+from vdbench.config import VARIATIONAL_METHODS, VGG_WIDTHS, Suite, parse_suite, spec_sha256
 from vdbench.models import VGGLike
 from vdbench.records import (
     Control,
@@ -23,6 +23,7 @@ from vdbench.records import (
     Timing,
     Work,
 )
+from vdbench.stages import stage_versions
 
 SHAPES = {
     "lenet300100": {"fc1": [300, 784], "fc2": [100, 300], "fc3": [10, 100]},

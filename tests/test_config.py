@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from vdbench import config, suite_keys
+from vdbench import config, stages, suite_keys
 from vdbench.config import (
     Methods,
     SuiteError,
@@ -316,14 +316,14 @@ def test_runs_come_after_those_they_start_from():
 
 def test_a_stage_stands_on_those_before_it(monkeypatch):
     for method in ("dense", "magnitude"):
-        before = {stage: config.stage_versions(stage, method) for stage in config.UPSTREAM}
-        monkeypatch.setitem(config.STAGE_VERSIONS, "train", config.STAGE_VERSIONS["train"] + 1)
-        raised = {stage for stage in before if config.stage_versions(stage, method) != before[stage]}
+        before = {stage: stages.stage_versions(stage, method) for stage in stages.UPSTREAM}
+        monkeypatch.setitem(stages.STAGE_VERSIONS, "train", stages.STAGE_VERSIONS["train"] + 1)
+        raised = {stage for stage in before if stages.stage_versions(stage, method) != before[stage]}
         assert raised == {"train", "prune", "time"}
 
 
 def test_a_baseline_is_trained_on_what_pruning_left_of_the_run_it_is_matched_to(monkeypatch):
-    before = {method: config.stage_versions("train", method) for method in Methods.model_fields}
-    monkeypatch.setitem(config.STAGE_VERSIONS, "prune", config.STAGE_VERSIONS["prune"] + 1)
-    raised = {method for method in before if config.stage_versions("train", method) != before[method]}
+    before = {method: stages.stage_versions("train", method) for method in Methods.model_fields}
+    monkeypatch.setitem(stages.STAGE_VERSIONS, "prune", stages.STAGE_VERSIONS["prune"] + 1)
+    raised = {method for method in before if stages.stage_versions("train", method) != before[method]}
     assert raised == {"magnitude", "random"}

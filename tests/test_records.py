@@ -6,7 +6,7 @@ import shutil
 import factory
 import pytest
 
-from vdbench import config, current, records
+from vdbench import current, records, stages
 from vdbench.records import RecordError
 
 
@@ -81,7 +81,7 @@ def test_a_record_of_another_spec_is_stale(results):
 
 @pytest.mark.parametrize(("raised", "stale"), [("train", {"train", "prune", "time"}), ("time", {"time"})])
 def test_a_record_of_an_older_version_of_the_code_is_stale(suite, results, monkeypatch, raised, stale):
-    monkeypatch.setitem(config.STAGE_VERSIONS, raised, config.STAGE_VERSIONS[raised] + 1)
+    monkeypatch.setitem(stages.STAGE_VERSIONS, raised, stages.STAGE_VERSIONS[raised] + 1)
     found, notes = current.load(results, suite)
     assert {r.stage for r in found} == set(records.STAGES) - stale
     assert all("made by versions" in note for note in notes)
@@ -89,14 +89,14 @@ def test_a_record_of_an_older_version_of_the_code_is_stale(suite, results, monke
 
 def test_a_baseline_trained_to_match_older_pruning_is_stale(suite, results, monkeypatch):
     path = path_of(results, stage="train", method="magnitude")
-    monkeypatch.setitem(config.STAGE_VERSIONS, "prune", 2)
+    monkeypatch.setitem(stages.STAGE_VERSIONS, "prune", 2)
     notes = current.load(results, suite)[1]
     assert [note.split(": ")[1] for note in notes if "train" in note.split(": ")[1]] == [
         f"fc/{method}/seed{seed} train" for method in ("magnitude", "random") for seed in (0, 1)
     ]
     edit(path, versions={"data": 1, "train": 1})  # as such records once were, when the first version pruned
     assert any(note.startswith("stale: fc/magnitude/seed0 train") for note in current.load(results, suite)[1])
-    monkeypatch.setitem(config.STAGE_VERSIONS, "prune", 1)
+    monkeypatch.setitem(stages.STAGE_VERSIONS, "prune", 1)
     assert current.load(results, suite)[1] == []
 
 

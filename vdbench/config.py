@@ -21,6 +21,7 @@ from vdbench.config_recipes import (
 )
 from vdbench.config_timing import Case, CaseSpec, Name, Seed, Strict, Synthetic, Timing
 from vdbench.mistakes import explain, read_bounded, reason
+from vdbench.unique_keys import UniqueKeys
 
 DatasetName = Literal["mnist", "digits", "cifar10", "cifar10_jpeg", "cifar100", "cifar100_coarse", "ptb", "topics"]
 _ImageModel = Literal["lenet300100", "lenet5", "vgglike_k025", "vgglike_k050", "vgglike_k100", "vgglike_k150"]
@@ -36,11 +37,6 @@ WITHOUT_DROPOUT: tuple[ModelName, ...] = ("lenet300100", "lenet5", "rnnlm_lstm_o
 
 LARGEST_SUITE = 16 << 20  # bytes of its file
 
-# Raise a stage's version when a change to its code can alter numbers: every result that stands on it becomes stale.
-STAGE_VERSIONS = {"data": 1, "train": 1, "prune": 1, "time": 6}
-UPSTREAM = {"data": ("data",), "train": ("data", "train"), "prune": ("data", "train", "prune")}
-UPSTREAM["time"] = (*UPSTREAM["prune"], "time")
-
 
 def _known_dataset(name: str) -> str:
     if name not in get_args(DatasetName) and not re.fullmatch(r"(folder|text):\w[\w.-]*", name):
@@ -54,15 +50,6 @@ def _known_dataset(name: str) -> str:
 AnyDataset = Annotated[
     str, AfterValidator(_known_dataset), WithJsonSchema({"enum": [*get_args(DatasetName), "folder:NAME", "text:NAME"]})
 ]
-
-
-def stage_versions(stage: str, method: str) -> dict[str, int]:
-    """The versions a record of `stage` stands on: its own and those of the stages before it.
-
-    A baseline's training comes after the pruning of the run it is matched to.
-    """
-    names = UPSTREAM["prune"] if stage == "train" and method in BASELINE_METHODS else UPSTREAM[stage]
-    return {name: STAGE_VERSIONS[name] for name in names}
 
 
 class Experiment(Strict):
@@ -276,25 +263,10 @@ def parse_suite(content: Any, where: str) -> Suite:
         raise SuiteError(explain(error, where, Suite)) from None
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key given twice is an error; plain YAML quietly takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(key_node.value)
-            if key in seen and key != "<<":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def load_suite(path: Path) -> Suite:
     """Read and validate a suite file. Raises SuiteError."""
     try:
-        loaded = yaml.load(read_bounded(path, LARGEST_SUITE).decode("utf-8"), _UniqueKeys)
+        loaded = yaml.load(read_bounded(path, LARGEST_SUITE).decode("utf-8"), UniqueKeys)
     except FileNotFoundError:
         known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.yaml"))) or "none in ./configs"
         raise SuiteError(f"{path}: no such suite file (there are: {known})") from None

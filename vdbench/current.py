@@ -4,8 +4,9 @@ from collections import Counter
 from pathlib import Path
 
 from vdbench import records
-from vdbench.config import Suite, spec_sha256, stage_versions
+from vdbench.config import Suite, spec_sha256
 from vdbench.records import Record
+from vdbench.stages import stage_versions
 
 
 def load(results: Path, suite: Suite) -> tuple[list[Record], list[str]]:

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from vdbench.config import RunSpec, spec_sha256, stage_versions
+from vdbench.config import RunSpec, spec_sha256
 from vdbench.config_timing import CaseSpec
 from vdbench.provenance import Code, code, peak_rss_mb, provenance
 from vdbench.records import Record
+from vdbench.stages import stage_versions
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,8 @@ import sys
 from pathlib import Path
 
 from vdbench import estimates, outputs
-from vdbench.config import (
-    BASELINE_METHODS,
-    VARIATIONAL_METHODS,
-    Methods,
-    SuiteError,
-    canonical,
-    load_suite,
-    stage_versions,
-)
+from vdbench.config import BASELINE_METHODS, VARIATIONAL_METHODS, Methods, SuiteError, canonical, load_suite
+from vdbench.stages import stage_versions
 
 
 def read_suite(files, settings):
