@@ -206,7 +206,7 @@ def test_editing_plots_retrains_nothing(project):
 
 
 def raise_version(project: Project, stage: str) -> None:
-    path = project.folder / "vdbench/config.py"
+    path = project.folder / "vdbench/stages.py"
     text, count = re.subn(rf'(?<="{stage}": )\d+', lambda found: str(int(found[0]) + 1), path.read_text(), count=1)
     assert count == 1
     path.write_text(text)

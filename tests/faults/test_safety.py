@@ -54,7 +54,7 @@ def test_nothing_that_is_read_is_executed(path):
             assert "shell" not in words, where
             assert not isinstance(call.args[0], ast.Constant | ast.JoinedStr), f"{where}: a list of words, not a text"
         if name == "yaml.load":
-            assert ast.unparse(call.args[1]) == "_UniqueKeys", where
+            assert ast.unparse(call.args[1]) == "UniqueKeys", where
         if name.endswith("Image.open"):
             assert "formats" in words, where
 
@@ -62,9 +62,9 @@ def test_nothing_that_is_read_is_executed(path):
 def test_the_loader_of_suites_is_a_safe_one():
     import yaml
 
-    from vdbench import config
+    from vdbench.unique_keys import UniqueKeys
 
-    assert issubclass(config._UniqueKeys, yaml.SafeLoader)
+    assert issubclass(UniqueKeys, yaml.SafeLoader)
 
 
 def test_every_word_that_a_rule_gives_to_a_shell_is_quoted():
