@@ -107,9 +107,9 @@ def save(figure: Figure, folder: Path, stem: str) -> list[Path]:
 
 
 def _with_a_palette(png: io.BytesIO) -> bytes:
-    """A picture of 256 colours at most, in a third of the bytes: it is kept in the history of the project."""
+    """A picture of 64 colours at most, in less than a third of the bytes: it is kept in the history of the project."""
     smaller = io.BytesIO()
-    picture = Image.open(png, formats=["PNG"]).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    picture = Image.open(png, formats=["PNG"]).convert("RGB").quantize(64, dither=Image.Dither.NONE)
     picture.save(smaller, "PNG", optimize=True)
     return smaller.getvalue()
 
