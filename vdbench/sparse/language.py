@@ -55,16 +55,16 @@ class SparseLanguageModel(nn.Module):
     """A language model that computes with its nonzero weights alone, for one word at a time or for batches of texts.
 
     It is called as the model it was made from, and returns what that returns, logits to 1e-5 of the largest; in the
-    states it returns, the units that were taken out are zero. What it needs is compiled when it is first
-    called with as many texts. Texts, in whole vectors of them, and what no word waits for are shared out among threads;
-    a call with few words is one thread's.
+    states it returns, the units that were taken out are zero. What it needs is compiled when it is first called with as
+    many texts. Texts, in whole vectors of them, and what no word waits for are shared out among threads; a call with
+    few words is one thread's.
 
     Args:
         threads: at the most (default: as many as PyTorch uses).
 
     Attributes:
         counts: words, units and gates that are left; see `structure.Structure.counts`.
-        kept: the units that are left, by layer.
+        kept: the numbers of the units that are left, by layer.
 
     Raises:
         ValueError: not a language model of `vdbench.language`.
@@ -92,7 +92,7 @@ class SparseLanguageModel(nn.Module):
             below = layer.kept
         self._output = _Product(parts.output[:, below], parts.bias, threads)
         self._pool = Pool(threads or torch.get_num_threads())
-        self.kept = [layer.kept for layer in parts.layers]
+        self.kept = [layer.kept for layer in self._layers]
 
     @torch.no_grad()
     def forward(self, input: Tensor, state: State | None = None) -> tuple[Tensor, State]:

@@ -24,8 +24,6 @@ from vdbench.sparse.graph import Padding, Shape
 # At the start of every arena: zeros that nobody writes, a place for what nobody reads, and one for the partial sums of
 # every thread.
 ZEROS, TRASH, PARTIAL, PARTIAL_BYTES = 0, 256, 512, 32 << 10
-
-
 LINE = 64  # bytes of a cache line: a vector that lies in two takes twice as long
 
 

@@ -12,6 +12,7 @@ from llvmlite import ir
 
 from vdbench.sparse.code import FLOAT, FLOAT_BYTES, I64, Code
 from vdbench.sparse.jit import native_function, vector_lanes
+from vdbench.sparse.layout import address, aligned
 
 ACCUMULATORS = 16
 # bytes read over and over: well inside the first- and second-level caches, inside the third, and larger than any
@@ -52,9 +53,8 @@ def rate(level: str) -> float:
     """GFLOP/s of one thread, at best over a few milliseconds: `fma` from registers; `load_l1`, `load_l2`, `load_l3`,
     `load_memory` with one operand of every multiply-add read from that level of memory. Measured once a process."""
     lanes, size = vector_lanes(), LEVELS[level]
-    # of ones: zeros that were never written would all be one page
-    memory = np.ones(max(size // FLOAT_BYTES, ACCUMULATORS * lanes) + 16, np.float32)
-    memory = memory[(-memory.ctypes.data % 64) // FLOAT_BYTES :]
+    memory = aligned((max(size // FLOAT_BYTES, ACCUMULATORS * lanes),))
+    memory[:] = 1  # zeros that were never written would all be one page
     out = np.zeros(ACCUMULATORS * lanes, np.float32)
     run = native_function(_memory if size else _registers)
     rounds = max(1, (8 << 20) // size) if size else 50_000
@@ -62,7 +62,7 @@ def rate(level: str) -> float:
     counts, best = np.array([rounds, size], np.int64), float("inf")
     for _ in range(SAMPLES if size < LEVELS["load_memory"] else SAMPLES_BEYOND_CACHES):
         started = time.perf_counter()
-        run(memory.ctypes.data, out.ctypes.data, counts.ctypes.data)
+        run(address(memory), address(out), address(counts))
         best = min(best, time.perf_counter() - started)
     return round(flops / best / 1e9, 1)
 

@@ -23,10 +23,7 @@ LEGEND = [
     "others compute with sparse weights. Of limit = multiply-adds with weights that are not zero, against what the "
     "cores could do of them at most, operands in registers.",
 ]
-_READING = (
-    "Language models read on where the call before ended; in vdbench their recurrence, and calls with few words, are "
-    "one thread's."
-)
+_READING = "Language models read on where the call before ended; in vdbench calls with few words are one thread's."
 _COLUMNS = ["experiment", "model", "method", "seed", "source", "density", "backend", "device", "threads", "batch_size"]
 _COLUMNS += ["steps", "n", "median_s", "us_per_example", "best_dense", "speedup", "speedup_low", "speedup_high"]
 _COLUMNS += ["over_torch", "gflops", "of_limit", "cpu"]
