@@ -1,7 +1,10 @@
 """Threads of the sparse engine: those it has itself, those that call it, and forks."""
 
 import os
+import signal
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import Mock
 
@@ -10,7 +13,7 @@ import torch
 from sparse_net import EXAMPLE, assert_same, network
 from torch import nn
 
-from vdbench.sparse import CompiledNet, compile_sparse
+from vdbench.sparse import CompiledNet, compile_sparse, jit
 from vdbench.sparse.plan import Network
 from vdbench.sparse.program import _shares
 from vdbench.sparse.running import Pool
@@ -25,6 +28,18 @@ def together(monkeypatch):
     monkeypatch.setattr("vdbench.sparse.running.WORTH_A_THREAD_S", 1e-9)
     ways = CompiledNet._ways
     monkeypatch.setattr(CompiledNet, "_ways", lambda *args: [way for way in ways(*args) if way.keywords["together"]])
+
+
+def in_a_fork(holds: Callable[[], bool]) -> bool:
+    """Whether it does there, in a minute at most."""
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        try:
+            os._exit(0 if holds() else 1)
+        finally:
+            os._exit(2)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def test_threads_change_nothing(monkeypatch):
@@ -61,10 +76,44 @@ def test_a_fork_has_threads_and_locks_of_its_own():
     net, batch = compile_sparse(network(), EXAMPLE, threads=2), torch.randn(16, 2, 10, 10)
     expected = net(batch)
     with net._pool.trial, net._pool._together:
-        child = os.fork()
-        if not child:
-            os._exit(0 if torch.equal(net(batch), expected) and len(net(batch[:1])) else 1)
-    assert os.waitpid(child, 0)[1] == 0
+        assert in_a_fork(lambda: torch.equal(net(batch), expected) and len(net(batch[:1])) == 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forks")
+def test_a_fork_calls_what_another_thread_was_calling():
+    net, example = compile_sparse(nn.Linear(7, 5).eval(), torch.zeros(1, 7), threads=1), torch.randn(1, 7)
+    expected, called, forked = net(example), threading.Event(), threading.Event()
+
+    def call():
+        with net._single._one._lock:
+            called.set()
+            forked.wait()
+
+    caller = threading.Thread(target=call, daemon=True)
+    caller.start()
+    called.wait()
+    assert in_a_fork(lambda: torch.equal(net(example), expected))
+    forked.set()
+    caller.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forks")
+def test_a_fork_waits_for_what_another_thread_compiles():
+    started, compiled = threading.Event(), threading.Event()
+
+    def compiles():
+        with jit.COMPILING:
+            started.set()
+            time.sleep(0.2)
+            compiled.set()
+
+    thread = threading.Thread(target=compiles)
+    thread.start()
+    started.wait()
+    assert in_a_fork(
+        lambda: compiled.is_set() and compile_sparse(nn.Linear(7, 5).eval(), torch.zeros(1, 7)) is not None
+    )
+    thread.join()
 
 
 @pytest.mark.usefixtures("together")

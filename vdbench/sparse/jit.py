@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,10 @@ from vdbench.sparse.code import SIGNATURE, Code
 from vdbench.sparse.codegen import BUILDERS, Kernel
 
 DIGEST_BYTES = 32
+
+COMPILING = threading.RLock()  # held by who compiles, LLVM's own lock too; no process is forked meanwhile
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=COMPILING.acquire, after_in_parent=COMPILING.release, after_in_child=COMPILING.release)
 
 
 @cache
@@ -87,15 +92,16 @@ def _address(name: str, build: Callable[..., None]) -> int:
     text = str(module)
     key = hashlib.sha256(f"{llvmlite.__version__} {machine_name()}\n{text}".encode()).hexdigest()[:32]
     path = Folders.in_force(None, None).cache / "kernels" / f"{key}.o"
-    content = _remembered(path)
-    if content is None:
-        content = _compile(text)
-        with contextlib.suppress(OSError), atomic_write(path) as temporary:
-            temporary.write_bytes(hashlib.sha256(content).digest() + content)
-    engine = _engine()
-    engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(content))
-    engine.finalize_object()
-    return engine.get_function_address(name)
+    with COMPILING:
+        content = _remembered(path)
+        if content is None:
+            content = _compile(text)
+            with contextlib.suppress(OSError), atomic_write(path) as temporary:
+                temporary.write_bytes(hashlib.sha256(content).digest() + content)
+        engine = _engine()
+        engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(content))
+        engine.finalize_object()
+        return engine.get_function_address(name)
 
 
 def _remembered(path: Path) -> bytes | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vdbench.sparse import recurrent_kernels as kernels
 from vdbench.sparse.engine import planned
 from vdbench.sparse.graph import Graph, Input, Linear
-from vdbench.sparse.jit import vector_lanes
+from vdbench.sparse.jit import COMPILING, vector_lanes
 from vdbench.sparse.plan import Network, Plan
 from vdbench.sparse.program import Bound, Program, Segment
 from vdbench.sparse.stencil import Stencil
@@ -51,22 +51,18 @@ class SparseRecurrence:
         self._graph = Graph((Input(name="given", shape=given), product))
         self.kept, self.table, self.gates = kept, table, len(units)
         self._programs: dict[int, Program] = {}
-        self._begin()
-
-    def _begin(self) -> None:
-        self._local, self._lock = threading.local(), threading.Lock()
+        self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles compile anew: machine code and memory belong to one process."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_local", "_lock")} | {"_programs": {}}
+        return {k: v for k, v in self.__dict__.items() if k != "_local"} | {"_programs": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._begin()
+        self.__dict__.update(state, _local=threading.local())
 
     def prepare(self, columns: int) -> None:
         """Compile what computes so many columns, before threads are at work: ways are timed."""
-        with self._lock:
+        with COMPILING:
             if len(self.kept) and columns not in self._programs:
                 self._programs[columns] = self._compiled(columns)
 

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from vdbench.sparse.graph import Shape
-from vdbench.sparse.jit import vector_lanes
+from vdbench.sparse.jit import COMPILING, vector_lanes
 from vdbench.sparse.layout import address, aligned
 from vdbench.sparse.plan import BATCH_VECTORS, Item, Network, Plan, choose, operations, stretches
 from vdbench.sparse.program import Bound, Program, Segment
@@ -26,6 +26,11 @@ def _results(count: int, shape: Shape) -> np.ndarray:
     """Memory for so many results; what is small lies wherever it fits, since nothing is gained by asking."""
     full = count, *shape
     return np.empty(full, np.float32) if math.prod(full) < SMALL else aligned(full)
+
+
+_WITH_LOCKS: weakref.WeakSet["OneExample | Pool"] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: [one.renew() for one in _WITH_LOCKS])
 
 
 class NativeRun:
@@ -43,14 +48,13 @@ class NativeRun:
         self._programs: dict[tuple[int, int], Program] = {}
         self._groups = functools.lru_cache(self._groups_of)
         self._local = threading.local()
-        self._lock = threading.Lock()
 
     def _bound(self, vectors: int, threads: int) -> Bound:
         """This thread's program for so many vectors of examples, compiled on first use."""
         mine: dict[tuple[int, int], Bound] = self._local.__dict__.setdefault("bounds", {})
         key = vectors, threads
         if key not in mine:
-            with self._lock:
+            with COMPILING:
                 if key not in self._programs:
                     program = Program(self.segment, self.choices, vectors=vectors, split=self.split, threads=threads)
                     self._programs[key] = program
@@ -146,10 +150,16 @@ class OneExample:
         self._result = self._made.reshape(shape)
         program = Program(run.segment, run.choices, vectors=0)
         self._bound = Bound(program)
-        self._call, self._lock = self._bound.again, threading.Lock()
+        self._call = self._bound.again
         self._small = self._given.size + self._made.size < SMALL
         self._buffers = (address(self._given), address(self._made))
-        self._bound(self._buffers, 1)
+        self.renew()
+        _WITH_LOCKS.add(self)
+
+    def renew(self) -> None:
+        """For a fork, which may have been made in the middle of another thread's call."""
+        self._lock = threading.Lock()
+        self._bound.point_to(self._buffers, 1)
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """Outputs (N, ...) for inputs (N, ...), contiguous."""
@@ -174,7 +184,7 @@ class Pool:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self.renew()
-        _POOLS.add(self)
+        _WITH_LOCKS.add(self)
 
     def __reduce__(self) -> tuple[type["Pool"], tuple[int]]:
         """Copies have threads of their own."""
@@ -225,11 +235,6 @@ class Pool:
         for."""
         with self._together:
             self.run(bound.members, bound.release)
-
-
-_POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: [pool.renew() for pool in _POOLS])
 
 
 class Runner:
