@@ -50,7 +50,6 @@ def test_readme_shows_the_recorded_speeds():
     parts = []
     for file, names in (
         ("inference.yaml", ["vgglike"]),
-        ("paper.yaml", ["lenet300100-mnist", "lenet5-mnist"]),
         ("ptb.yaml", ["lstm200-ptb-more-divergence", "tanh200-ptb-log-alpha-1"]),
     ):
         suite = load_suite(ROOT / "configs" / file)

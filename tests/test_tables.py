@@ -286,6 +286,14 @@ def test_terminal_table_fits_110_columns():
     assert "0.75" in text and "280×" in text and "missing: fc/dense/seed9 train" in text
 
 
+def test_terminal_shows_the_speeds_of_every_source(suite):
+    made = factory.all_records(suite)
+    lines = tables.render_text(suite, {"recorded": made, HERE: made}, {}).splitlines()
+    title = outputs.timed_title(suite, "fc")
+    places = [lines.index(f"{title}, {source}, 1 thread, Some CPU 9000") for source in ("recorded", HERE)]
+    assert all("vdbench, µs" in lines[place + 1] for place in places)
+
+
 def test_many_layers_take_several_lines_of_a_terminal():
     frame = pd.DataFrame({"sparsity": [" – ".join(f"{k}.0" for k in range(20))]})
     lines = render.to_text(frame).splitlines()

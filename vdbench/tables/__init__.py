@@ -23,7 +23,7 @@ def write_tables(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[st
 
 
 def render_text(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]]) -> str:
-    """Table 1, and the fastest engines on nets that were not trained, for a terminal of 110 columns."""
+    """Table 1, and the fastest engines on every net that is timed, for a terminal of 110 columns."""
     results = gather(suite, sources)
     parts = []
     for name, experiment in suite.experiments.items():
@@ -31,7 +31,8 @@ def render_text(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str
         frame = table1.terminal(experiment, ours)
         body = "(no runs yet)" if frame.empty else render.to_text(frame)
         parts.append(f"{outputs.title(name, experiment)}, {outputs.error_name(experiment)}\n{body}")
-    parts += [speeds(suite, sources, name) for name in suite.cases()]
+    trained = dict.fromkeys(name for name, _, _ in suite.timed_runs())
+    parts += [speeds(suite, sources, name) for name in (*trained, *suite.cases())]
     lines = source_notes(sources, notes)
     if len(lines) > _NOTES_IN_TERMINAL:
         hidden = len(lines) - _NOTES_IN_TERMINAL
@@ -41,7 +42,5 @@ def render_text(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str
 
 def speeds(suite: Suite, sources: Sources, name: str) -> str:
     """One timed net on few threads, vdbench beside the best of the others, for a terminal of 110 columns."""
-    frame = speedup.overview(suite, sources, name)
-    body = "(no timings yet)" if frame is None else render.to_text(frame)
-    title = outputs.timed_title(suite, name)
-    return f"{title}{'' if name in suite.experiments else f' ({name})'}\n{body}"
+    found = [f"{part.heading}\n{render.to_text(part.frame)}" for part in speedup.overview(suite, sources, name)]
+    return "\n\n".join(found) or f"{outputs.timed_title(suite, name)}\n(no timings yet)"

@@ -1,6 +1,6 @@
 """Measured inference time, engine by engine, against the fastest dense one and against dense torch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pandas as pd
 
@@ -50,14 +50,15 @@ def document(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]])
     )
 
 
-def overview(suite: Suite, sources: Sources, name: str) -> pd.DataFrame | None:
-    """One timed net or layer for a terminal, on the fewest threads. None where it is not timed yet."""
-    records = list(_timed(sources, name))
-    if not records:
-        return None
-    frame = _contest(records)
-    columns = [column for column in _IN_TERMINAL if column in frame]
-    return frame.loc[frame["Threads"] == frame["Threads"].iloc[0], columns]
+def overview(suite: Suite, sources: Sources, name: str) -> Iterator[Section]:
+    """One timed net or layer for a terminal, on the fewest threads: a table for every source that has timed it."""
+    title = outputs.timed_title(suite, name) + (f" ({name})" if name in suite.cases() else "")
+    for source, records in _by_source(_timed(sources, name)).items():
+        frame = _contest(records)
+        threads = frame["Threads"].iloc[0]
+        columns = [column for column in _IN_TERMINAL if column in frame]
+        on = f"{threads} thread{'' if threads == '1' else 's'}, {records[0].provenance.cpu}"
+        yield Section(f"{title}, {source}, {on}", frame.loc[frame["Threads"] == threads, columns])
 
 
 def _timed(sources: Sources, name: str) -> Iterator[tuple[str, Record]]:
@@ -65,6 +66,13 @@ def _timed(sources: Sources, name: str) -> Iterator[tuple[str, Record]]:
         for record in records:
             if (record.experiment, record.stage) == (name, "time"):
                 yield source, record
+
+
+def _by_source(records: Iterable[tuple[str, Record]]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for source, record in records:
+        found.setdefault(source, []).append(record)
+    return found
 
 
 def _missing(name: str, records: Sequence[tuple[str, Record]]) -> list[str]:
@@ -81,9 +89,8 @@ def _sections(suite: Suite, name: str, records: Sequence[tuple[str, Record]]) ->
     """A table of all engines for every net; for a layer at many densities one of the fastest engines."""
     title = outputs.timed_title(suite, name)
     if name in suite.synthetic.convolutions or name in suite.synthetic.linear:
-        for source in dict.fromkeys(source for source, _ in records):
-            own = [(s, record) for s, record in records if s == source]
-            yield Section(f"{title}, {source}, {own[0][1].provenance.cpu}", _contest(own))
+        for source, own in _by_source(records).items():
+            yield Section(f"{title}, {source}, {own[0].provenance.cpu}", _contest(own))
         return
     for source, record in records:
         found = speedups(record)
@@ -111,10 +118,10 @@ def _every_engine(found: Sequence[Speedup], model: str) -> pd.DataFrame:
     )
 
 
-def _contest(records: Sequence[tuple[str, Record]]) -> pd.DataFrame:
+def _contest(records: Sequence[Record]) -> pd.DataFrame:
     """vdbench, the fastest dense engine and the fastest of all others, for every net and setting."""
     rows = []
-    for _, record in records:
+    for record in records:
         found = speedups(record)
         for setting in sorted({item.timing.setting for item in found}):
             here = [item for item in found if item.timing.setting == setting]
