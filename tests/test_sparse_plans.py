@@ -31,12 +31,15 @@ def timed(monkeypatch):
     clock, calls = Clock(), []
     monkeypatch.setattr(trial, "time", clock)
 
-    def run(batch: np.ndarray, *, number: int, seconds: float) -> np.ndarray:
+    def run(batch: np.ndarray, *, number: int, seconds: float, together: bool) -> np.ndarray:
         calls.append(number)
         clock.now += seconds
         return batch + number
 
-    return lambda *times: [functools.partial(run, number=n, seconds=s) for n, s in enumerate(times)], calls
+    def ways(*times: float) -> list[trial.Way]:
+        return [functools.partial(run, number=n, seconds=s, together=True) for n, s in enumerate(times)]
+
+    return ways, calls
 
 
 @pytest.mark.parametrize("times, rounds", [((4e-3, 3e-3, 6e-3), trial.ROUNDS), ((0.2, 0.1, 0.25), 1)])
@@ -122,9 +125,9 @@ def test_single_examples_take_the_shortest_way_once_it_is_known_to_be_the_fastes
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(engine, "quickest", lambda ways, _: ways[first])
     net = CompiledNet(net.graph, net.plans, threads=1)
-    assert net._one is None
+    assert not net._shortest
     out = net(EXAMPLE + 1)
-    assert (net._one is None) == bool(first)
+    assert bool(net._shortest) == (first == 0)
     assert_same(net(EXAMPLE + 1), out)
 
 

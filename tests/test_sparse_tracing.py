@@ -1,5 +1,6 @@
 """Tracing: the graph against the model it was read from."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -401,3 +402,25 @@ def test_an_output_that_does_not_depend_on_the_input():
 def test_results_too_large_for_float32():
     with pytest.raises(Untraceable, match="gives NaN or infinity for normally distributed examples"):
         trace(Calls(lambda x: x.exp() * 1e38).eval(), torch.zeros(2, *VECTOR))
+
+
+def test_what_other_threads_call_meanwhile_is_not_the_models():
+    other, given, made = nn.Linear(3, 4).eval(), torch.randn(1, 3), []
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            caller = threading.Thread(target=lambda: made.append((other(given), self.layer(given))))
+            caller.start()
+            caller.join()
+            return self.layer(x)
+
+    model = Model().eval()
+    graph = trace(model, torch.zeros(1, 3))
+    assert [type(op).__name__ for op in graph.ops] == ["Input", "Linear"]
+    assert len(made) > 3
+    for results in made:
+        assert torch.equal(results[0], other(given)) and torch.equal(results[1], model.layer(given))

@@ -64,6 +64,15 @@ class Code:
         value = self.load(place, kind)
         return self.b.sext(value, I64) if isinstance(kind, ir.IntType) and kind.width < 64 else value
 
+    def pointer(self, address: Value) -> Value:
+        """What an address of 64 bits points to."""
+        return self.b.inttoptr(address, POINTER)
+
+    def parameters(self, tables: Value, numbers: int, addresses: int) -> tuple[list[Value], list[Value]]:
+        """What a kernel is given, 64 bits each: so many numbers, then so many addresses."""
+        found = [self.element(tables, k, I64) for k in range(numbers + addresses)]
+        return found[:numbers], [self.pointer(address) for address in found[numbers:]]
+
     def load(self, pointer: Value, kind: ir.Type) -> Value:
         number = kind.element if isinstance(kind, ir.VectorType) else kind
         size = number.width // 8 if isinstance(number, ir.IntType) else FLOAT_BYTES

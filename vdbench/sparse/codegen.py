@@ -1,13 +1,9 @@
-"""Kernels as LLVM IR, compiled for the processor at hand.
-
-Everything the engine runs natively is one of four shapes of code:
+"""The kernels that compute, as LLVM IR: two shapes of code.
 
 - `Tile`: a few vectors of one output row are held in registers while the row's nonzero weights pass by; each is
   spread over a vector and multiplied with as many vectors of the input. Lanes are examples or neighbouring pixels.
 - `Slices`: lanes are output units, so the weights are the vectors and the inputs are gathered, or picked out of a
   window of inputs in registers: for single vectors.
-- `Transpose`: batches of examples to vectors of lanes and back.
-- `Copy`: rows of one example into or out of a padded plane.
 
 Weights and positions are data, not code: one kernel serves every layer of the same geometry.
 """
@@ -70,35 +66,9 @@ class Slices:
     activation: Activation = IDENTITY
 
 
-@dataclass(frozen=True)
-class Transpose:
-    """`lanes` examples of `features` floats each to vectors with one lane an example, or back."""
-
-    lanes: int
-    features: int
-    back: bool = False
-
-
-@dataclass(frozen=True)
-class Copy:
-    """Rows of `floats` numbers from place to place."""
-
-    floats: int
-
-
-Kernel = Tile | Slices | Transpose | Copy
 CHAINS = 4  # sums that a slice is split into where its inputs take no longer than a multiply-add
 # What picks numbers out of vectors in registers, by lanes: the feature it comes with, its name and how many vectors.
 PICKS = {16: ("avx512f", "x86.avx512.vpermi2var.ps.512", 2), 8: ("avx2", "x86.avx2.permps", 1)}
-
-
-def _tables(code: Code, tables: Value, count: int) -> list[Value]:
-    """The kernel's parameters, 64 bits each; addresses among them become pointers where they are used as such."""
-    return [code.element(tables, k, I64) for k in range(count)]
-
-
-def pointer_to(code: Code, address: Value) -> Value:
-    return code.b.inttoptr(address, POINTER)
 
 
 def _in_chains(code: Code, chains: list[Any], entry: Variable, stop: Value, add: Callable[[Any, Value], None]) -> None:
@@ -120,8 +90,7 @@ def build_tile(code: Code, source: Value, destination: Value, tables: Value, til
     float, place: i32), biases (float), masks (i16, one a store)."""
     b, lanes = code.b, tile.lanes
     vector = ir.VectorType(FLOAT, lanes)
-    count, rows, *addresses = _tables(code, tables, 7)
-    places, row_table, entries, biases, masks = (pointer_to(code, address) for address in addresses)
+    (count, rows), (places, row_table, entries, biases, masks) = code.parameters(tables, 2, 5)
     width, width_bytes, zero = len(tile.loads), lanes * FLOAT_BYTES, vector([0.0] * lanes)
 
     def operand(base: Value, offset: int) -> Value:
@@ -205,8 +174,7 @@ def build_slices(code: Code, source: Value, destination: Value, tables: Value, k
     b, lanes = code.b, kernel.lanes
     vector, positions = ir.VectorType(FLOAT, lanes), ir.VectorType(I32, lanes)
     pointers, bits = ir.VectorType(POINTER, lanes), ir.VectorType(I1, lanes)
-    count, *addresses = _tables(code, tables, 7)
-    ends, weights, places, biases, outputs, windows = (pointer_to(code, address) for address in addresses)
+    (count,), (ends, weights, places, biases, outputs, windows) = code.parameters(tables, 1, 6)
     every, zero, kinds = bits([1] * lanes), vector([0.0] * lanes), f"v{lanes}f32.v{lanes}p0"
 
     def addresses_of(base: Value, table: Value, index: Value) -> Value:
@@ -241,60 +209,3 @@ def build_slices(code: Code, source: Value, destination: Value, tables: Value, k
         result = code.activated(total, kernel.activation)
         where = addresses_of(destination, outputs, s)
         code.intrinsic(f"masked.scatter.{kinds}", ir.VoidType(), result, where, I32(4), every)
-
-
-def _transposed(code: Code, rows: list[Value]) -> list[Value]:
-    """The transpose of a square of vectors, by interleaving the first half of the rows with the second, log2 times."""
-    lanes = len(rows)
-    low = ir.VectorType(I32, lanes)([k // 2 + (k % 2) * lanes for k in range(lanes)])
-    high = ir.VectorType(I32, lanes)([lanes // 2 + k // 2 + (k % 2) * lanes for k in range(lanes)])
-    for _ in range(lanes.bit_length() - 1):
-        pairs = list(zip(rows[: lanes // 2], rows[lanes // 2 :], strict=True))
-        rows = [code.b.shuffle_vector(a, c, order) for a, c in pairs for order in (low, high)]
-    return rows
-
-
-def build_transpose(code: Code, source: Value, destination: Value, tables: Value, kernel: Transpose) -> None:
-    """Tables: squares, single features, then the addresses of the squares' first features (i64), the single features
-    (i64) and every feature's place among the vectors (i64, bytes)."""
-    b, lanes = code.b, kernel.lanes
-    vector, row = ir.VectorType(FLOAT, lanes), kernel.features * FLOAT_BYTES
-    squares, singles, *addresses = _tables(code, tables, 5)
-    firsts, leftover, places = (pointer_to(code, address) for address in addresses)
-    examples, vectors = (destination, source) if kernel.back else (source, destination)
-    with code.loop(squares) as s:
-        first = code.element(firsts, s, I64)
-        begin = code.at(examples, b.mul(first, I64(FLOAT_BYTES)))
-        here = [code.at(begin, k * row) for k in range(lanes)]
-        there = [code.at(vectors, code.element(places, b.add(first, I64(k)), I64)) for k in range(lanes)]
-        if kernel.back:
-            here, there = there, here
-        for value, pointer in zip(_transposed(code, [code.load(p, vector) for p in here]), there, strict=True):
-            code.store(value, pointer)
-    with code.loop(singles) as s:
-        feature = code.element(leftover, s, I64)
-        begin = code.at(examples, b.mul(feature, I64(FLOAT_BYTES)))
-        place = code.at(vectors, code.element(places, feature, I64))
-        for k in range(lanes):
-            one, other = code.at(begin, k * row), code.at(place, k * FLOAT_BYTES)
-            one, other = (other, one) if kernel.back else (one, other)
-            code.store(code.load(one, FLOAT), other)
-
-
-def build_copy(code: Code, source: Value, destination: Value, tables: Value, kernel: Copy) -> None:
-    """Tables: rows, then the address of their places (source, destination: i64)."""
-    b = code.b
-    count, places = _tables(code, tables, 2)
-    places = pointer_to(code, places)
-    with code.loop(count) as r:
-        src = code.at(source, code.element(places, b.mul(r, I64(2)), I64))
-        dst = code.at(destination, code.element(places, b.add(b.mul(r, I64(2)), I64(1)), I64))
-        code.intrinsic("memcpy.p0.p0.i64", ir.VoidType(), dst, src, I64(kernel.floats * FLOAT_BYTES), I1(0))
-
-
-BUILDERS: dict[type, Callable[..., None]] = {
-    Tile: build_tile,
-    Slices: build_slices,
-    Transpose: build_transpose,
-    Copy: build_copy,
-}

@@ -7,7 +7,6 @@ from functools import cache
 from llvmlite import ir
 
 from vdbench.sparse.code import I32, I64, POINTER, SIGNATURE, Code, Value
-from vdbench.sparse.codegen import pointer_to
 
 I64_BYTES = 8
 PATIENCE = 10_000  # looks at what other threads have done, some microseconds, before they are let go first
@@ -60,7 +59,7 @@ def build_driver(code: Code, stages: Value, bases: Value, counts: Value) -> None
     with code.loop(groups) as g, code.loop(stage_count) as s:
         first = b.mul(s, I64(3))
         steps, count, repeats = (code.element(stages, b.add(first, I64(k)), I64) for k in range(3))
-        steps = pointer_to(code, steps)
+        steps = code.pointer(steps)
         with code.loop(repeats) as n, code.loop(count) as k:
             place = b.mul(k, I64(6))
             function, tables, src, src_move, dst, dst_move = (
@@ -68,7 +67,7 @@ def build_driver(code: Code, stages: Value, bases: Value, counts: Value) -> None
             )
             source = code.at(base(src, g), b.mul(n, src_move))
             destination = code.at(base(dst, g), b.mul(n, dst_move))
-            b.call(b.inttoptr(function, SIGNATURE.as_pointer()), [source, destination, pointer_to(code, tables)])
+            b.call(b.inttoptr(function, SIGNATURE.as_pointer()), [source, destination, code.pointer(tables)])
             with b.if_then(b.icmp_signed(">", threads, I64(1))):
                 expected.set(b.add(expected.get(), threads))
                 b.atomic_rmw("add", finished, I64(1), "acq_rel")

@@ -18,7 +18,7 @@ from vdbench.files import Folders
 from vdbench.records import write_json
 from vdbench.sparse import storage
 from vdbench.sparse.compact import compact
-from vdbench.sparse.graph import Conv2d, Graph
+from vdbench.sparse.graph import Conv2d, Graph, Shape
 from vdbench.sparse.jit import machine_name, vector_lanes
 from vdbench.sparse.plan import CLEARLY, PYTORCH, Network, Plan, fastest, measure, place
 from vdbench.sparse.running import Pool, Runner
@@ -27,7 +27,8 @@ from vdbench.sparse.trial import Way, quickest
 
 log = logging.getLogger("vdbench")
 
-PLAN_VERSION = 4  # raised when plans of before no longer fit the code
+PLAN_VERSION = 5  # raised when plans of before no longer fit the code
+FLOAT32 = np.dtype(np.float32)
 LIKELY = 1.5  # times slower than the best plan: may yet be faster at another batch size
 TRIED_S = 0.05  # ways to something that takes longer by the plan are not timed anew
 
@@ -48,8 +49,7 @@ class CompiledNet:
         lanes, batch = vector_lanes(), plans["batch"][0]
         self._single_s, self._block_s = plans["single"][0].seconds, lanes * batch.seconds / batch.examples
         self._kept: dict[int, Way] = {}  # by how many binary digits the number of examples has
-        self._one = None if self._rivals("single") else self._single.shortest(1, self._pool)
-        self._one_shape = (1, *graph.input.shape)
+        self._shortest: dict[Shape, Callable[[np.ndarray], np.ndarray]] = {}  # by the shape of the batch
 
     def _runner(self, key: str, plan: Plan) -> Runner:
         return Runner(Network(self.graph, single=key == "single"), plan)
@@ -64,13 +64,13 @@ class CompiledNet:
         tensor = isinstance(batch, Tensor)
         if not tensor and not isinstance(batch, np.ndarray):
             raise TypeError(f"an array or a tensor expected, not {type(batch).__name__}")
-        if batch.dtype != (torch.float32 if tensor else np.float32):
+        if batch.dtype != (torch.float32 if tensor else FLOAT32):
             raise TypeError(f"compiled for float32, the batch is {batch.dtype}: convert it first")
         if tensor and batch.device.type != "cpu":
             raise TypeError(f"compiled for the CPU, the batch is on {batch.device}: move it with .cpu()")
         array = batch.detach().numpy() if tensor else batch
-        if self._one and array.shape == self._one_shape:
-            out = self._one(np.ascontiguousarray(array))
+        if shortest := self._shortest.get(array.shape):
+            out = shortest(np.ascontiguousarray(array))
         elif array.ndim == 0 or array.shape[1:] != self.graph.input.shape:
             wanted = ", ".join(map(str, self.graph.input.shape))
             raise ValueError(f"compiled for batches (N, {wanted}), not {array.shape}")
@@ -85,10 +85,13 @@ class CompiledNet:
         if size not in self._kept:
             with self._pool.trial:
                 if size not in self._kept:
-                    self._kept[size] = way = quickest(self._ways(len(array)), array)
-                    if size == 1 and not way.keywords["together"]:
-                        self._one = way.keywords["single"].shortest(1, self._pool)
-        return self._kept[size](array)
+                    self._kept[size] = quickest(self._ways(len(array)), array)
+        way = self._kept[size]
+        if not way.keywords["together"]:
+            runner = way.keywords["single" if self._one_by_one(len(array)) else "batch"]
+            if shortest := runner.shortest(len(array), self._pool):
+                self._shortest[array.shape] = shortest
+        return way(array)
 
     def _ways(self, count: int) -> list[Way]:
         """Ways to run about so many examples: as planned, on threads apart and together, and with plans that may turn

@@ -17,8 +17,16 @@ from llvmlite import ir
 from vdbench.files import Folders
 from vdbench.records import atomic_write
 from vdbench.sparse.code import SIGNATURE, Code
-from vdbench.sparse.codegen import BUILDERS, Kernel
+from vdbench.sparse.codegen import Slices, Tile, build_slices, build_tile
+from vdbench.sparse.moving import Copy, Transpose, build_copy, build_transpose
 
+Kernel = Tile | Slices | Transpose | Copy
+BUILDERS: dict[type, Callable[..., None]] = {
+    Tile: build_tile,
+    Slices: build_slices,
+    Transpose: build_transpose,
+    Copy: build_copy,
+}
 DIGEST_BYTES = 32
 
 COMPILING = threading.RLock()  # held by who compiles, LLVM's own lock too; no process is forked meanwhile

@@ -37,11 +37,8 @@ def address(array: np.ndarray) -> int:
 
 def aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     """An array, its content arbitrary, that starts where a cache line does."""
-    kind = np.dtype(dtype)
-    size = math.prod(shape) * kind.itemsize
-    raw = np.empty(size + LINE, np.uint8)
-    start = -address(raw) % LINE
-    return np.ndarray(shape, kind, raw, start)
+    raw = np.empty(math.prod(shape) * np.dtype(dtype).itemsize + LINE, np.uint8)
+    return np.ndarray(shape, dtype, raw, -address(raw) % LINE)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vdbench.sparse.code import FLOAT_BYTES
-from vdbench.sparse.codegen import PICKS, Copy, Kernel, Slices, Tile, Transpose
-from vdbench.sparse.jit import supports, vector_lanes
+from vdbench.sparse.codegen import PICKS, Slices, Tile
+from vdbench.sparse.jit import Kernel, supports, vector_lanes
 from vdbench.sparse.layout import TRASH, ZEROS, Place
+from vdbench.sparse.moving import Copy, Transpose
 from vdbench.sparse.stencil import Stencil
 from vdbench.sparse.tiles import batch_tiles, block_of, blocks_pay, flat_tiles, row_tiles, tile_shape, visits
 
@@ -258,11 +259,14 @@ def _in_windows(terms: _Unrolled, firsts: np.ndarray, ends: np.ndarray) -> Share
 
 
 def batch_copy_step(place: Place, used: np.ndarray, *, back: bool) -> Step:
-    """Examples, one behind the other, to lanes of vectors, or back; of all numbers at least those that are `used`."""
+    """Examples, one behind the other, to lanes of vectors, or back; of all numbers those that are `used`. Others in a
+    square with them go where they disturb nothing in the cache."""
     lanes, places = vector_lanes(), place.places().ravel()
+    if not back:
+        places = np.where(used, places, TRASH)
     blocks = len(places) // lanes
     needed = np.flatnonzero(used[: blocks * lanes].reshape(blocks, lanes).any(1)) * lanes
-    singles = np.arange(blocks * lanes, len(places))
+    singles = blocks * lanes + np.flatnonzero(used[blocks * lanes :])
     tables = [len(needed), len(singles), needed.astype(np.int64), singles.astype(np.int64), places.astype(np.int64)]
     return Step(Transpose(lanes, len(places), back), tables)
 

@@ -22,15 +22,22 @@ SMALL = 8192  # numbers that are moved as fast as it is found out where they bes
 WORTH_A_THREAD_S = 1e-4  # less work than this stays on the calling thread
 
 
-def _results(count: int, shape: Shape) -> np.ndarray:
-    """Memory for so many results; what is small lies wherever it fits, since nothing is gained by asking."""
+def _memory(count: int, shape: Shape) -> Callable[[], np.ndarray]:
+    """Makes memory for so many results; what is small lies wherever it fits, since nothing is gained by asking."""
     full = count, *shape
-    return np.empty(full, np.float32) if math.prod(full) < SMALL else aligned(full)
+    return functools.partial(np.empty if math.prod(full) < SMALL else aligned, full, np.float32)
 
 
 _WITH_LOCKS: weakref.WeakSet["OneExample | Pool"] = weakref.WeakSet()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: [one.renew() for one in _WITH_LOCKS])
+
+
+class _OfAThread(threading.local):
+    """What every thread has for itself."""
+
+    def __init__(self) -> None:
+        self.bounds: dict[tuple[int, int], Bound] = {}
 
 
 class NativeRun:
@@ -47,12 +54,11 @@ class NativeRun:
         self._block_bytes = [4 * self.block * int(np.prod(shape)) for shape in self._shapes]
         self._programs: dict[tuple[int, int], Program] = {}
         self._groups = functools.lru_cache(self._groups_of)
-        self._local = threading.local()
+        self._local = _OfAThread()
 
     def _bound(self, vectors: int, threads: int) -> Bound:
         """This thread's program for so many vectors of examples, compiled on first use."""
-        mine: dict[tuple[int, int], Bound] = self._local.__dict__.setdefault("bounds", {})
-        key = vectors, threads
+        mine, key = self._local.bounds, (vectors, threads)
         if key not in mine:
             with COMPILING:
                 if key not in self._programs:
@@ -88,12 +94,20 @@ class NativeRun:
         for bound, places, groups in self._pieces(addresses, blocks):
             bound(places, groups)
 
-    def alone(self, batch: np.ndarray, shape: Shape) -> np.ndarray:
-        """Outputs (N, *shape) for whole blocks of the only input, on the calling thread, with as little around the
-        native calls as there can be."""
-        out = _results(len(batch), shape)
-        self.compute((address(batch), address(out)), len(batch) // self.block)
-        return out
+    def alone(self, count: int, shape: Shape) -> Callable[[np.ndarray], np.ndarray]:
+        """From the only input, so many examples in whole blocks, to outputs (count, *shape): on the calling thread,
+        with as little around the native calls as there can be."""
+        make, (given, made) = _memory(count, shape), self._block_bytes
+        pieces = [(given * k, made * k, vectors, n) for k, vectors, n in self._groups(count // self.block)]
+
+        def run(batch: np.ndarray) -> np.ndarray:
+            out = make()
+            source, destination = address(batch), address(out)
+            for before, behind, vectors, groups in pieces:
+                self._bound(vectors, 1)((source + before, destination + behind), groups)
+            return out
+
+        return run
 
     def shares(self, pool: "Pool") -> bool:
         """Whether so much is done to a block that several threads may have it done sooner together."""
@@ -118,7 +132,7 @@ class NativeRun:
         """Inputs (N, ...) float32; outputs alike, contiguous. `together`: threads share the channels of every block
         and have none of their own."""
         arrays, count = [np.ascontiguousarray(array) for array in arrays], len(arrays[0])
-        outputs = [_results(count, shape) for shape in self._shapes[len(arrays) :]]
+        outputs = [_memory(count, shape)() for shape in self._shapes[len(arrays) :]]
         everything = [*arrays, *outputs]
         blocks, rest = divmod(count, self.block)
         self._share_out([*map(address, everything)], blocks, pool, together)
@@ -168,7 +182,7 @@ class OneExample:
                 self._given[...] = batch[0]
                 self._call()
                 return self._result[None].copy()
-            out = _results(len(batch), self._result.shape)
+            out = _memory(len(batch), self._result.shape)()
             self._bound((address(batch), address(out)), len(batch))
             self._bound.point_to(self._buffers, 1)
             return out
@@ -259,7 +273,7 @@ class Runner:
         run = self._alone
         if run is None or count % run.block or pool.worth(count * run.example_s) > 1:
             return None
-        return self._one or functools.partial(run.alone, shape=self.shape)
+        return self._one or run.alone(count, self.shape)
 
     def shares(self, pool: "Pool") -> bool:
         """Whether threads that compute together may gain anything."""

@@ -2,6 +2,8 @@
 
 import copy
 import operator
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from vdbench.sparse.graph import Graph, Input, Op, Shape, TorchOp
+from vdbench.sparse.jit import COMPILING
 from vdbench.sparse.modules import is_known
 from vdbench.sparse.translate import Place, translate
 
@@ -103,6 +106,22 @@ def verify(graph: Graph, model: nn.Module, batch: Tensor) -> None:
 
 
 class _Tracer(fx.Tracer):
+    """Follows the thread it was made in; torch.fx alone takes what any thread calls meanwhile to be the model's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_known(m) or super().is_leaf_module(m, module_qualified_name)
 
@@ -111,7 +130,8 @@ def _symbolic(model: nn.Module) -> tuple[fx.Graph, Modules]:
     """The calls a model makes, and the modules they name."""
     root = nn.Sequential(model)  # the model may itself be a layer, and its optional inputs keep their defaults
     try:
-        return _Tracer().trace(root), dict(root.named_modules(remove_duplicate=False))
+        with COMPILING:  # each tracer puts itself in the place of what it found and puts that back at its end
+            return _Tracer().trace(root), dict(root.named_modules(remove_duplicate=False))
     except Exception as error:
         raise Untraceable(f"torch.fx cannot follow {type(model).__name__}: {_line(error)}") from error
 
