@@ -65,6 +65,8 @@ FIGURES = {
     "roofline": "roofline",
 }
 TABLE_FORMATS = ("html", "csv", "md", "tex")  # the first is the one the report shows
+# Where an operand of a multiply-add comes from, by the key of a record's limits.
+OPERANDS = {"fma": "registers", "load_l1": "L1", "load_l2": "L2", "load_l3": "L3", "load_memory": "memory"}
 FIGURE_FORMATS = ("png", "svg")
 
 

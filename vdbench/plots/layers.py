@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from vdbench import outputs
 from vdbench.plots.style import PALETTE, NoData, Timed, plain_log_axis
 from vdbench.records import Record
 from vdbench.stats import Speedup, contestants, speedups
@@ -16,9 +17,7 @@ _BATCH_COLOURS = [PALETTE[i] for i in (0, 1, 2, 4, 3)]
 _LAYER_COLOURS = [PALETTE[i] for i in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)]
 _BATCH_MARKERS = "osD^v"
 _COLUMNS = 4
-# Operand of a multiply-add, by the key of the record's limits: bytes a flop is 4 / 2, one float for two operations.
-_CEILINGS = {"fma": "registers", "load_l1": "L1", "load_l2": "L2", "load_l3": "L3", "load_memory": "memory"}
-_BYTES_A_FLOP = 2.0
+_BYTES_A_FLOP = 2.0  # one float for two operations
 _PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
 
 
@@ -146,7 +145,7 @@ def intensity(record: Record, batch_size: int) -> float:
 def _ceilings(axis: Axes, limits: dict[str, float], low: float, high: float) -> None:
     """Rates of multiply-adds by where an operand comes from, and what streaming all from L3 or from memory allows."""
     left, right = low / 1.5, high * 1.5
-    for key, place in _CEILINGS.items():
+    for key, place in outputs.OPERANDS.items():
         if key in limits:
             axis.hlines(limits[key], left, right, color="#606060", lw=1, zorder=0)
             label = f"operand from {place}: {limits[key]:.0f} GFLOP/s"

@@ -31,13 +31,14 @@ _IN_TERMINAL = ["Weights left", "Batch", "vdbench, µs", "Over best dense", "Bes
 
 
 def document(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]]) -> Document:
-    numbers, sections, remarks = [], [], []
+    numbers, sections, remarks, timed = [], [], [], []
     for name in outputs.timed(suite):
         records = list(_timed(sources, name))
         for source, record in records:
             numbers += [_numbers(source, record, item) for item in speedups(record)]
         remarks += _missing(name, records) if records else [f"{name}: no timings"]
         sections += _sections(suite, name, records)
+        timed += records
     reads = any(
         experiment.timed and experiment.model in outputs.LANGUAGE_MODELS for experiment in suite.experiments.values()
     )
@@ -46,7 +47,7 @@ def document(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]])
         label="speedup",
         numbers=pd.DataFrame(numbers, columns=_COLUMNS),
         sections=sections,
-        notes=[*remarks, *source_notes(sources, notes), *LEGEND, *([_READING] if reads else [])],
+        notes=[*remarks, *source_notes(sources, notes), *_limits(timed), *LEGEND, *([_READING] if reads else [])],
     )
 
 
@@ -73,6 +74,18 @@ def _by_source(records: Iterable[tuple[str, Record]]) -> dict[str, list[Record]]
     for source, record in records:
         found.setdefault(source, []).append(record)
     return found
+
+
+def _limits(timed: Iterable[tuple[str, Record]]) -> Iterator[str]:
+    """What a core of every source could do."""
+    for source, records in _by_source(timed).items():
+        found = pd.DataFrame([record.limits for record in records if record.limits]).median()
+        if len(found):
+            rates = [f"{found[key]:.0f} from {place}" for key, place in outputs.OPERANDS.items() if key in found]
+            yield (
+                f"{source}: GFLOP/s of multiply-adds that one core of {records[0].provenance.cpu} reaches at most, by "
+                f"where an operand comes from, measured with every timing, medians: {', '.join(rates)}."
+            )
 
 
 def _missing(name: str, records: Sequence[tuple[str, Record]]) -> list[str]:
