@@ -125,6 +125,8 @@ def test_merged_keys_may_be_overridden():
         ("experiments/fc/threshold", 9, "my.yaml: experiments.fc.threshold: "),
         ("experiments/fc/dataset", "ptb", "model: lenet300100 is not for ptb: language models are for texts"),
         ("experiments/fc/model", "rnnlm_lstm", "model: rnnlm_lstm is not for"),
+        ("experiments/fc/model", "vgglike_k025", "model: vgglike_k025 is not for .*: LeNets are for digits"),
+        ("experiments/fc/dataset", "cifar10", "model: lenet300100 is not for cifar10: LeNets are for digits"),
         ("experiments/fc/timed", ["random"], "timed: random is not among"),
         ("experiments/fc/seeds_of", {"dense": [5]}, r"seeds_of dense: \[5\] not among seeds"),
         ("experiments/fc/seeds_of", {"dense": [0]}, "vd_finetune runs seeds \\[1\\] that dense"),

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vdbench import variational
 from vdbench.conversion import to_plain, to_variational_dropout
+from vdbench.metrics import sparsity
 from vdbench.models import LeNet5
 from vdbench.variational import (
     VariationalDropout,
@@ -230,6 +231,40 @@ def test_subclasses_of_the_layers_are_left_alone():
     torch.testing.assert_close(model(x), before)
 
 
+def test_transformers_do_not_read_past_the_masks():
+    """Without gradients PyTorch would multiply with the weights as they are, in one kernel of its own."""
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0), 1)
+    to_variational_dropout(model, initial_log_sigma2=-2.0).eval()
+    assert 0.05 < sparsity(model) < 0.95
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), to_plain(copy.deepcopy(model)).requires_grad_(True)(x))
+        expected = model(x)
+    torch.testing.assert_close(model(x), expected)
+    dense = copy.deepcopy(model)
+    for layer in variational_layers(dense):
+        layer[1].loga_threshold = math.inf
+    assert not torch.allclose(dense(x), expected, atol=1e-3)
+
+
+def test_subclasses_of_variational_layers_become_plain_too():
+    class Mine(VariationalDropoutLinear):
+        pass
+
+    layer = Mine(4, 3, initial_log_sigma2=-1.0).eval()
+    x = torch.randn(2, 4)
+    expected = layer(x)
+    assert type(to_plain(layer)) is nn.Linear
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("normed", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_weights_that_are_computed_are_refused_or_left_alone(normed):
+    with pytest.raises(ValueError):
+        to_variational_dropout(nn.Sequential(normed(nn.Linear(4, 3))))
+
+
 # --- the KL divergence from the forward pass -------------------------------------------------------------------------
 
 
@@ -272,6 +307,17 @@ def test_kl_of_the_forward_pass_is_that_of_the_model(dtype):
     gradients_of_both_ways(model, x, 2.0)
     model.head.eval()  # deterministic layers count too
     gradients_of_both_ways(model, x)
+
+
+def test_the_forward_pass_takes_names():
+    lstm = to_variational_dropout(nn.LSTM(3, 4))
+    state = (torch.ones(1, 2, 4), torch.ones(1, 2, 4))
+    torch.manual_seed(0)
+    expected = lstm(torch.ones(5, 2, 3), state)[0]
+    torch.manual_seed(0)
+    (output, _), kl = variational.forward_with_kl(lstm, torch.ones(5, 2, 3), hx=state)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(kl, lstm.kl_divergence())
 
 
 def test_kl_of_the_forward_pass_is_not_remembered():

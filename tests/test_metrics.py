@@ -76,6 +76,11 @@ def some_removed(model: nn.Module) -> nn.Module:
     return model
 
 
+def test_a_model_without_weights_has_no_sparsity():
+    with pytest.raises(ValueError, match="ReLU has no linear, convolutional, embedding or recurrent layer"):
+        metrics.sparsity(nn.ReLU())
+
+
 def test_size_counts_weights_that_eval_mode_uses_and_nothing_else():
     counted = metrics.size(some_removed(LeNet5()))
     assert counted.weights == 430_500

@@ -9,6 +9,7 @@ from pathlib import Path
 import factory
 import numpy as np
 import pytest
+from PIL import Image
 
 from vdbench import netfile, outputs, plots, published, records, stats
 from vdbench.config import parse_suite
@@ -45,6 +46,20 @@ def test_the_same_records_give_the_same_bytes(suite, results, tmp_path, kind):
             style.save(plots.FIGURES[kind](view(suite, results, "conv")), tmp_path / place, kind)
     for name in (f"{kind}.png", f"{kind}.svg"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_pictures_keep_the_colours_of_methods(tmp_path):
+    figure = style.Figure()
+    axis = figure.subplots()
+    for k, colour in enumerate(style.COLOURS.values()):
+        axis.plot([k], [k], "o", color=colour, ms=6)
+    axis.imshow(np.random.default_rng(0).random((9, 9)), cmap="viridis")
+    with style.context():
+        picture = Image.open(style.save(figure, tmp_path, "markers")[0]).convert("RGB")
+    there = np.unique(np.asarray(picture).reshape(-1, 3), axis=0).astype(int)
+    for colour in style.COLOURS.values():
+        wanted = [int(colour[k : k + 2], 16) for k in (1, 3, 5)]
+        assert np.abs(there - wanted).max(1).min() <= 8
 
 
 def test_figures_with_data_are_drawn_where_others_have_none(suite, results, tmp_path, caplog):

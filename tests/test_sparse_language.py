@@ -1,6 +1,7 @@
 """Pruned language models: what is left of them is counted right, taken out exactly, and computed with sparsely."""
 
 import copy
+import functools
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -192,6 +193,18 @@ def test_recurrent_layers_of_other_kinds_are_refused():
         to_cpu_sparse(RNNLM(20, torch.nn.GRU, units=8))
 
 
+@pytest.mark.parametrize("setting", [{"batch_first": True}, {"bidirectional": True}, {"proj_size": 4}])
+def test_recurrent_layers_that_read_otherwise_are_refused(setting):
+    model = RNNLM(20, functools.partial(torch.nn.LSTM, **setting), units=8)
+    with pytest.raises(ValueError, match="the recurrent layer has {}={}".format(*next(iter(setting.items())))):
+        to_cpu_sparse(model)
+
+
+def test_recurrent_layers_may_have_no_biases():
+    model = RNNLM(50, functools.partial(torch.nn.LSTM, bias=False), units=8).eval()
+    same_logits(to_cpu_sparse(model)(WORDS)[0], model(WORDS)[0].detach())
+
+
 def test_words_are_told_by_how_frequent_they_are():
     told = told_words(
         torch.tensor([True, False, True, False, False, True]), ("the", "of", "and", "a", "to", "in"), count=2
@@ -204,5 +217,7 @@ def test_words_are_told_by_how_frequent_they_are():
 def test_words_out_of_range_and_other_models_are_refused():
     with pytest.raises(IndexError, match="words are numbers below 50, not 0 to 50"):
         to_cpu_sparse(pruned("lstm"))(torch.tensor([[0], [50]]))
+    with pytest.raises(TypeError, match=r"words are numbers of int64, not torch\.float32"):
+        to_cpu_sparse(pruned("lstm"))(torch.zeros(3, 1))
     with pytest.raises(ValueError, match="Linear is not a language model of vdbench"):
         structure(torch.nn.Linear(2, 2))

@@ -111,6 +111,25 @@ def test_a_text_in_another_encoding_is_refused_saying_where(made):
         data.load(made(train="caf\xe9 au lait".encode("latin-1")))
 
 
+@pytest.mark.parametrize("order", ["le", "be"])
+def test_utf_16_without_its_mark_is_refused(made, order):
+    with pytest.raises(
+        DataError, match=r"train\.txt: a null character at position [01], as in UTF-16; save it as UTF-8"
+    ):
+        data.load(made(train="the cat".encode(f"utf-16-{order}")))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_may_end_in_any_of_three_ways(made, end):
+    text = data.load(made(train=f"the cat{end}a cat{end}".encode()))
+    assert [text.vocabulary[n] for n in text.train_words] == f"the cat {EOS} a cat {EOS}".split()
+
+
+def test_one_word_cannot_be_evaluated_on(made):
+    with pytest.raises(DataError, match="two are the least"):
+        data.load(made(), validation_size=1)
+
+
 def test_pythons_help_texts_are_there():
     text = data.load("topics")
     assert text.num_classes == 2000 and UNK in text.vocabulary

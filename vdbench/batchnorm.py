@@ -16,9 +16,8 @@ def reestimate(model: nn.Module, data: Dataset | Text) -> None:
     """Replace the running means and variances by those of training images under the weights of eval mode.
 
     The running averages are of training mode: of noisy outputs, where evaluation has none, and of a net with weights
-    and dropout that evaluation does not have. With many weights removed, that makes the difference between a net that
-    classifies and one that guesses. The images are not augmented. A net without such layers is left alone, and training
-    is not affected, for it does not use these statistics.
+    and dropout that evaluation does not have. The images are not augmented. A net without such layers is left alone,
+    and training is not affected, for it does not use these statistics.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     layers = [layer for layer in layers if layer.track_running_stats]

@@ -1,6 +1,7 @@
 """Making the layers of an existing model variational."""
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,7 +68,10 @@ def to_variational_dropout(
         raise ValueError(f"{type(model).__name__} has no {known} layer to make variational{why}")
     check_options(p_threshold, loga_threshold, initial_log_sigma2)
     for name, layer in layers.items():
-        if refusal := KINDS[type(layer)].refuses(layer):
+        refusal = KINDS[type(layer)].refuses(layer)
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding) and "weight" not in layer._parameters:
+            refusal = "its weight is computed from other parameters, as by weight_norm"
+        if refusal:
             raise ValueError(f"{name or type(layer).__name__}: {refusal}; change it or name it in skip")
     if tied := _tied(model, list(layers.values())):
         raise ValueError(
@@ -82,6 +86,9 @@ def to_variational_dropout(
         layer._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
         if isinstance(layer, SingleWeight) and shared_noise:
             layer.shared_noise = True
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # torch's fast path would read weights past the layers, unmasked
     return model
 
 
@@ -99,7 +106,6 @@ def _tied(model: nn.Module, layers: list[nn.Module]) -> tuple[str, str] | None:
 def to_plain(model: nn.Module) -> nn.Module:
     """Make every variational layer of a model the plain layer it was made from, in place, and return the model: the
     weights are those of eval mode, removed ones zero. Without variational layers a model is left as it is."""
-    plain = {variational: kind for kind, variational in KINDS.items()}
     for _, layer in list(variational_layers(model)):
         with torch.no_grad():
             for matrix in layer.matrices():
@@ -107,5 +113,6 @@ def to_plain(model: nn.Module) -> nn.Module:
         for name, _ in list(layer.named_parameters(recurse=False)):
             if name.endswith("log_sigma2"):
                 delattr(layer, name)
-        layer.__class__ = plain[type(layer)]  # type: ignore[assignment]
+        kind: Any = next(kind for kind, variational in KINDS.items() if isinstance(layer, variational))
+        layer.__class__ = kind
     return model

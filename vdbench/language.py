@@ -82,7 +82,7 @@ class OneHotRNNLM(nn.Module):
 
 def _remember(rnn: nn.RNNBase) -> None:
     """Forget gates of an LSTM start open: bias 1."""
-    if isinstance(rnn, nn.LSTM):
+    if isinstance(rnn, nn.LSTM) and rnn.bias:
         for layer in range(rnn.num_layers):
             with torch.no_grad():
                 getattr(rnn, f"bias_ih_l{layer}")[rnn.hidden_size : 2 * rnn.hidden_size] = 1.0

@@ -16,8 +16,8 @@ EVALUATION_BATCH = 1000
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weight tensor every linear, convolutional and embedding layer computes with in eval mode, by layer name, and
-    every weight matrix of every recurrent layer, by layer and matrix: `lstm.weight_hh_l0`.
+    """The weight tensor every `nn.Linear`, `nn.Conv2d` and `nn.Embedding` computes with in eval mode, by layer name,
+    and every weight matrix of every recurrent layer, by layer and matrix: `lstm.weight_hh_l0`.
 
     Variational layers are masked at their threshold; in others a removed weight is a zero. Biases, normalisation
     and `log_sigma2` are not weights.
@@ -48,8 +48,11 @@ def layers(model: nn.Module) -> list[Layer]:
 
 
 def size(model: nn.Module) -> Size:
-    """Weights, nonzero weights and their ratio over the whole model; biases apart."""
+    """Weights, nonzero weights and their ratio over all layers that `weights` knows; whatever else is learned counts
+    among the biases. Raises ValueError for a model without such a layer."""
     counted = layers(model)
+    if not counted:
+        raise ValueError(f"{type(model).__name__} has no linear, convolutional, embedding or recurrent layer")
     total, nonzero = sum(layer.total for layer in counted), sum(layer.nonzero for layer in counted)
     named = {parameter_name(layer.name) for layer in counted}
     biases = sum(p.numel() for n, p in model.named_parameters() if n not in named and not n.endswith("log_sigma2"))
@@ -68,7 +71,8 @@ def compression_ratio(total: int, nonzero: int) -> float:
 
 
 def sparsity(model: nn.Module) -> float:
-    """Zeros / total over the weights of all layers, biases left out."""
+    """Zeros / total over the weights of all linear, `nn.Conv2d`, embedding and recurrent layers, variational or not.
+    Raises ValueError for a model without any."""
     return size(model).sparsity
 
 

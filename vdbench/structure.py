@@ -83,12 +83,16 @@ def structure(model: nn.Module) -> Structure:
     """What a language model is made of and left with, in eval mode.
 
     Raises:
-        ValueError: the model is not one of `language`, or its recurrent layer is neither an LSTM nor a tanh RNN.
+        ValueError: the model is not one of `language`, or its recurrent layer is neither an LSTM nor a tanh RNN that
+            goes one way, without projection, over words (T, N).
     """
     if not isinstance(model, LanguageModel):
         raise ValueError(f"{type(model).__name__} is not a language model of vdbench: it is RNNLM or OneHotRNNLM")
     if model.rnn.mode not in GATES:
         raise ValueError(f"a recurrent layer of kind {model.rnn.mode}: there are {' and '.join(GATES)}")
+    for setting in ("batch_first", "bidirectional", "proj_size"):
+        if getattr(model.rnn, setting):
+            raise ValueError(f"the recurrent layer has {setting}={getattr(model.rnn, setting)}, which is not supported")
     rnn, weights = model.rnn, {name: weight.cpu() for name, weight in metrics.weights(model).items()}
     gates, units = GATES[rnn.mode], rnn.hidden_size
     matters = weights["output"].any(dim=0)

@@ -123,16 +123,22 @@ class TextSource:
             raise DataError(
                 f"validation_size is {validation_size}: {self.name} has {len(evaluation):,} words of validation text"
             )
+        if validation_size == 1:
+            raise DataError(
+                "validation_size is 1: the first word is only read; two are the least that can be evaluated on"
+            )
         return encode(train, evaluation[: validation_size or None], self.name, self.vocabulary_size)
 
 
 def _decoded(content: bytes, what: str) -> list[str]:
     try:
-        text = content.decode("utf-8-sig").replace("\r\n", "\n")
+        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{what}: not UTF-8: byte {content[error.start]:#04x} at position {error.start:,}; save it as UTF-8"
         ) from None
+    if (position := text.find("\0")) >= 0:
+        raise DataError(f"{what}: a null character at position {position:,}, as in UTF-16; save it as UTF-8")
     return text.removesuffix("\n").split("\n") if text else []  # `splitlines` knows more ends of lines than that
 
 

@@ -276,10 +276,10 @@ def kl_divergence(model: nn.Module) -> Tensor:
     return _summed(model, {})
 
 
-def forward_with_kl(model: nn.Module, *inputs: Any) -> tuple[Any, Tensor]:
-    """`model(*inputs)` and `kl_divergence(model)`, the latter from the same pass over the weights as the former: both
-    are part of one graph, to be differentiated as one loss. A compiled model goes in here; this function itself is not
-    for `torch.compile`.
+def forward_with_kl(model: nn.Module, *inputs: Any, **named: Any) -> tuple[Any, Tensor]:
+    """`model(*inputs, **named)` and `kl_divergence(model)`, the latter from the same pass over the weights as the
+    former: both are part of one graph, to be differentiated as one loss. A compiled model goes in here; this function
+    itself is not for `torch.compile`.
 
     Raises:
         ValueError: the model has no variational layer.
@@ -287,7 +287,7 @@ def forward_with_kl(model: nn.Module, *inputs: Any) -> tuple[Any, Tensor]:
     collected: dict[VariationalDropout, Tensor] = {}
     token = _collected.set(collected)
     try:
-        output = model(*inputs)
+        output = model(*inputs, **named)
     finally:
         _collected.reset(token)
     return output, _summed(model, collected)

@@ -107,9 +107,11 @@ def save(figure: Figure, folder: Path, stem: str) -> list[Path]:
 
 
 def _with_a_palette(png: io.BytesIO) -> bytes:
-    """A picture of 64 colours at most, in less than a third of the bytes: it is kept in the history of the project."""
+    """A picture of 64 colours at most, in less than a third of the bytes: it is kept in the history of the project. By
+    median cut, which is Pillow's own choice, the few pixels of a marker would take the colour of others."""
     smaller = io.BytesIO()
-    picture = Image.open(png, formats=["PNG"]).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    picture = Image.open(png, formats=["PNG"]).convert("RGB")
+    picture = picture.quantize(64, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     picture.save(smaller, "PNG", optimize=True)
     return smaller.getvalue()
 

@@ -67,7 +67,7 @@ class SparseLanguageModel(nn.Module):
         kept: the numbers of the units that are left, by layer.
 
     Raises:
-        ValueError: not a language model of `vdbench.language`.
+        ValueError: not a language model of `vdbench.language`, or with a recurrent layer that `structure` refuses.
     """
 
     def __init__(self, model: nn.Module, threads: int | None = None) -> None:
@@ -97,6 +97,8 @@ class SparseLanguageModel(nn.Module):
     @torch.no_grad()
     def forward(self, input: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits (T, N, words) and the state after the last of the words, int64 (T, N)."""
+        if input.dtype != torch.int64:
+            raise TypeError(f"words are numbers of int64, not {input.dtype}")
         if input.dim() != 2:
             raise ValueError(f"words are (T, N), not {tuple(input.shape)}")
         steps, sequences = input.shape
