@@ -1,0 +1,32 @@
+"""A small network with what conversion has to cope with, plain and variational."""
+
+import torch
+from torch import nn
+
+from vdbench.conversion import to_variational_dropout
+from vdbench.variational import (
+    variational_layers,
+)
+
+IMAGES = torch.linspace(-1, 1, 3 * 2 * 16).view(3, 2, 4, 4)
+
+
+def plain_network(dtype: torch.dtype | None = None) -> nn.Sequential:
+    torch.manual_seed(6)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=2, padding=1, padding_mode="reflect", groups=2, dtype=dtype),
+        nn.BatchNorm2d(4, dtype=dtype),
+        nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(16, 8, bias=False, dtype=dtype)),
+        nn.Linear(8, 5, dtype=dtype),
+    )
+
+
+def network() -> nn.Sequential:
+    """A variational one with weights and variances of order 1, some of them over the threshold."""
+    net = plain_network()
+    to_variational_dropout(net, loga_threshold=2.0)
+    for _, layer in variational_layers(net):
+        with torch.no_grad():
+            layer.weight.normal_()
+            layer.log_sigma2.uniform_(-3, 0)
+    return net
