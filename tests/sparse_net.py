@@ -28,4 +28,5 @@ def network(density: float = 0.3) -> nn.Sequential:
 
 
 def assert_same(out, expected) -> None:
+    assert out.shape == expected.shape
     assert (torch.as_tensor(out) - expected).abs().max() <= 1e-5 * expected.abs().max()

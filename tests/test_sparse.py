@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from vdbench.conversion import to_variational_dropout
-from vdbench.sparse import SparseModule, to_cpu_sparse
+from vdbench.conversion import to_plain, to_variational_dropout
+from vdbench.sparse import SparseModule, compile_sparse, to_cpu_sparse
 from vdbench.sparse.module import layer_by_layer
 from vdbench.variational import VariationalDropoutConv2d, VariationalDropoutLinear, variational_layers
 
@@ -106,7 +106,7 @@ class Siamese(nn.Module):
 
 def test_a_shared_layer_stays_shared():
     model = to_variational_dropout(Siamese(), initial_log_sigma2=-1.0).eval()
-    sparse = layer_by_layer(copy.deepcopy(model), 1)
+    sparse = layer_by_layer(to_plain(copy.deepcopy(model)), 1)
     assert isinstance(sparse.left[0], SparseModule) and sparse.left[0] is sparse.right[0]
     x = torch.randn(5, 4)
     torch.testing.assert_close(sparse(x), model(x).detach(), rtol=0, atol=1e-6)
@@ -118,7 +118,7 @@ def test_a_layer_with_two_names_in_one_parent_is_replaced_under_both():
     x = torch.randn(5, 4)
     expected = model.eval()(x).detach()
     torch.testing.assert_close(to_cpu_sparse(model)(x), expected, rtol=0, atol=1e-6)
-    sparse = layer_by_layer(model, 1)
+    sparse = layer_by_layer(to_plain(model), 1)
     assert isinstance(sparse[0], SparseModule) and sparse[2] is sparse[0]
     torch.testing.assert_close(sparse(x), expected, rtol=0, atol=1e-6)
 
@@ -184,3 +184,74 @@ def test_other_types_and_devices_are_refused(model, message):
 def test_copies(clone):
     sparse = to_cpu_sparse(network())
     torch.testing.assert_close(clone(sparse)(IMAGES), sparse(IMAGES), rtol=0, atol=1e-6)  # sums in another order
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, first: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        return scale * self.layer(first)
+
+
+def test_a_call_by_name_is_one_by_position_and_one_with_more_changes_nothing_for_later_ones(caplog):
+    model, x = Named().eval(), torch.randn(4, 6)
+    sparse = to_cpu_sparse(model)
+    state = {*sparse.state_dict()}
+    for call in (lambda m: m(x), lambda m: m(first=x), lambda m: m(x, scale=2.0), lambda m: m(x[0])):
+        torch.testing.assert_close(call(sparse), call(model).detach(), rtol=0, atol=1e-6)
+    assert [*sparse.nets] == [(6,)] and {*sparse.state_dict()} == state and not caplog.text
+    with pytest.raises(TypeError, match="third"):
+        sparse(x, third=1)
+
+
+def test_loaded_weights_are_computed_with():
+    sparse, other = to_cpu_sparse(network()), to_cpu_sparse(network())
+    expected = other(IMAGES) * 0
+    sparse(IMAGES)
+    sparse.load_state_dict({name: torch.zeros_like(value) for name, value in other.state_dict().items()}, strict=True)
+    torch.testing.assert_close(sparse(IMAGES), expected)
+
+
+def test_layers_with_hooks_keep_them():
+    def doubled(module, inputs, output):
+        return 2 * output
+
+    layer, x = nn.Linear(6, 3), torch.randn(4, 6)
+    expected = 2 * layer(x).detach()
+    layer.register_forward_hook(doubled)
+    for model in (layer, nn.Sequential(layer), nn.Sequential(nn.Sequential(layer), nn.Identity())):
+        torch.testing.assert_close(to_cpu_sparse(model)(x), expected, rtol=0, atol=1e-6)
+
+
+def test_a_model_reads_its_layers_weights():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) + other @ self.layer.weight.t() + self.layer.in_features
+
+    model, x = Model(), torch.randn(4, 6)
+    torch.testing.assert_close(to_cpu_sparse(model)(x, x), model(x, x).detach(), rtol=0, atol=2e-6)
+    with pytest.raises(AttributeError, match="nothing"):
+        to_cpu_sparse(model).nothing  # noqa: B018
+
+
+def test_linear_layers_on_sequences_are_compiled_by_themselves(caplog):
+    layer = VariationalDropoutLinear(16, 12, initial_log_sigma2=-2.0)
+    model, x = nn.Sequential(layer, nn.ReLU()).eval(), torch.randn(2, 5, 16)
+    sparse = to_cpu_sparse(model)
+    torch.testing.assert_close(sparse(x), model(x).detach(), rtol=0, atol=1e-6)
+    assert "layer by layer: as a whole, PyTorch would run 0" in caplog.text
+    assert sparse._parts[0][0].nets and type(sparse.model[0]) is nn.Linear
+
+
+def test_what_pytorch_runs_is_masked_and_said(caplog):
+    layer = VariationalDropoutConv2d(2, 3, 3, padding=1, padding_mode="reflect", initial_log_sigma2=-2.0).eval()
+    net = compile_sparse(layer, IMAGES[:1])
+    assert "PyTorch runs" in caplog.text
+    torch.testing.assert_close(net(IMAGES), layer(IMAGES).detach(), rtol=0, atol=1e-6)
+    assert not any(list(variational_layers(m)) for op in net.graph.ops[1:] for m in op.function.modules.values())

@@ -1,7 +1,9 @@
 """Compiled nets as files, and what is kept in the cache."""
 
+import copy
 import json
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -50,6 +52,38 @@ def test_a_damaged_file_is_refused(compiled, tmp_path, damage):
         np.savez(path, **content)
     with pytest.raises(NetFileError, match=r"net\.npz"):
         CompiledNet.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda plan: plan["items"].pop(),
+        lambda plan: plan["items"].append(plan["items"][0]),
+        lambda plan: plan.update(examples=0),
+        lambda plan: plan.update(seconds=None),
+        lambda plan: plan["items"][0].update(seconds={}),
+        lambda plan: plan["items"][0].update(seconds={"torch": "x"}),
+    ],
+)
+def test_plans_of_something_else_are_refused_and_made_anew(compiled, tmp_path, monkeypatch, change):
+    path, plans = tmp_path / "net.npz", storage.plans_to_json(compiled.plans)
+    change(plans["batch"][0])
+    monkeypatch.setattr(storage, "plans_to_json", lambda _: plans)
+    compiled.save(path)
+    with pytest.raises(NetFileError, match=r"net\.npz"):
+        CompiledNet.load(path)
+    monkeypatch.setenv("VDBENCH_CACHE", str(tmp_path / "cache"))
+    made = []
+    monkeypatch.setattr(engine, "make_plans", lambda graph: made.append(graph) or compiled.plans)
+    for _ in range(2):  # what is remembered is of no use
+        assert engine.planned(compiled.graph) == compiled.plans
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_copies(compiled, clone):
+    batch = torch.randn(20, 2, 10, 10)
+    assert_same(clone(compiled)(batch), compiled(batch))
 
 
 def test_pytorch_functions_fit_no_file(tmp_path):

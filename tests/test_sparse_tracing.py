@@ -387,7 +387,7 @@ def test_models_that_are_no_operations_on_single_examples(model, reason):
     assert "\n" not in str(caught.value)
 
 
-def test_an_output_that_does_not_depend_on_the_input():
+def test_an_output_that_depends_on_the_number_of_examples_alone():
     class Fixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()

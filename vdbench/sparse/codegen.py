@@ -38,8 +38,8 @@ class Tile:
 
     `loads`: of every accumulator, its operand. `stores`: (place, accumulators whose maximum goes there), so that
     pooling costs no pass of its own. `chains`: independent sums a row is split into, to hide the latency of a
-    multiply-add where there are few accumulators. `stride`: floats between lanes. `maximum`: of the operands, not
-    their weighted sum.
+    multiply-add where there are few accumulators. `stride`: floats between lanes, 1 or 2. `maximum`: of the operands,
+    not their weighted sum.
     `place_bias`: a bias for every accumulator of every tile (of every lane, if `masked`), not one a row. `masked`:
     lanes not in the tile's mask are stored as zeros. `blocked`: a row is visited once for every block of its inputs,
     its sums kept at a place in the source's memory meanwhile.

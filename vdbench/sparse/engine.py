@@ -19,15 +19,16 @@ from vdbench.records import write_json
 from vdbench.sparse import storage
 from vdbench.sparse.compact import compact
 from vdbench.sparse.graph import Conv2d, Graph, Shape
-from vdbench.sparse.jit import machine_name, vector_lanes
+from vdbench.sparse.jit import COMPILING, machine_name, vector_lanes
 from vdbench.sparse.plan import CLEARLY, PYTORCH, Network, Plan, fastest, measure, place
+from vdbench.sparse.program import TooLarge
 from vdbench.sparse.running import Pool, Runner
-from vdbench.sparse.tracing import trace
+from vdbench.sparse.tracing import close, trace
 from vdbench.sparse.trial import Way, quickest
 
 log = logging.getLogger("vdbench")
 
-PLAN_VERSION = 5  # raised when plans of before no longer fit the code
+PLAN_VERSION = 6  # raised when plans of before no longer fit the code
 FLOAT32 = np.dtype(np.float32)
 LIKELY = 1.5  # times slower than the best plan: may yet be faster at another batch size
 TRIED_S = 0.05  # ways to something that takes longer by the plan are not timed anew
@@ -50,6 +51,10 @@ class CompiledNet:
         self._single_s, self._block_s = plans["single"][0].seconds, lanes * batch.seconds / batch.examples
         self._kept: dict[int, Way] = {}  # by how many binary digits the number of examples has
         self._shortest: dict[Shape, Callable[[np.ndarray], np.ndarray]] = {}  # by the shape of the batch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles compile anew: machine code and memory belong to one process."""
+        return functools.partial(CompiledNet, threads=self._pool.threads), (self.graph, self.plans)
 
     def _runner(self, key: str, plan: Plan) -> Runner:
         return Runner(Network(self.graph, single=key == "single"), plan)
@@ -176,6 +181,8 @@ def compile_sparse(model: nn.Module, example_input: Tensor, *, threads: int | No
         Untraceable: the model is no fixed sequence of operations; see `to_cpu_sparse` for those.
     """
     graph = compact(trace(model, example_input))
+    if left := graph.left_to_pytorch():
+        log.warning("PyTorch runs %s: no kernel computes such layers on such values", ", ".join(left))
     return CompiledNet(graph, planned(graph), threads=threads)
 
 
@@ -187,7 +194,9 @@ def planned(graph: Graph) -> dict[str, list[Plan]]:
     key = hashlib.sha256(f"{PLAN_VERSION} {machine_name()} {torch.__version__} {known}".encode()).hexdigest()[:32]
     path = Folders.in_force(None, None).cache / "compiled" / f"{key}.json"
     try:
-        return storage.plans_from_json(json.loads(path.read_text()))
+        plans = storage.plans_from_json(json.loads(path.read_text()))
+        storage.check_plans(plans, graph)
+        return plans
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         plans = make_plans(graph)
     try:
@@ -199,22 +208,25 @@ def planned(graph: Graph) -> dict[str, list[Plan]]:
 
 def make_plans(graph: Graph) -> dict[str, list[Plan]]:
     """Plans for single examples and for batches, measured on one thread, the fastest first."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return {key: _make_plans(Network(graph, single=key == "single")) for key in ("single", "batch")}
-    finally:
-        torch.set_num_threads(before)
+    with COMPILING:  # of two threads that set PyTorch's and put them back, the second would put back the first's
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return {key: _make_plans(Network(graph, single=key == "single")) for key in ("single", "batch")}
+        finally:
+            torch.set_num_threads(before)
 
 
 def _make_plans(network: Network) -> list[Plan]:
     """Time every way of every operation, and then whole networks: our kernels wherever there are any, the cheapest
     mixture, and PyTorch alone in either memory format, unless it could not win even at the processor's peak. The
-    fastest comes first, so it is never slower than PyTorch; those clearly slower are left out."""
+    fastest comes first, so it is never slower than PyTorch; those clearly slower are left out, and so are those whose
+    outputs are not PyTorch's."""
     measured = measure(network)
     shape = (measured.examples, *network.graph.input.shape)
     batch = np.random.default_rng(0).standard_normal(shape, np.float32)
     pool, made = Pool(1), {}
+    expected = network.graph(torch.from_numpy(batch.copy()))
 
     def fastest_so_far() -> float:
         return min((plan.seconds for plan in made.values()), default=np.inf)
@@ -227,7 +239,13 @@ def _make_plans(network: Network) -> list[Plan]:
             return
         runner = Runner(network, plan)
         if any(item.native for item in plan.items):
-            runner(batch, pool)  # compiles what is new
+            try:
+                out = runner(batch, pool)  # compiles what is new
+            except TooLarge:
+                return
+            if not close(torch.from_numpy(out), expected):
+                log.warning("kernels that do not compute what the network does are left out: please report this net")
+                return
         plan.seconds = fastest(lambda: runner(batch, pool), CLEARLY * fastest_so_far())
         made[name] = plan
 

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 Shape = tuple[int, ...]  # (channels,) or (channels, height, width)
@@ -180,6 +180,7 @@ class TorchOp(Op):
     """Anything else that works example by example, as a function of batches; it always runs in PyTorch."""
 
     function: Callable[..., Tensor] = field(repr=False)
+    layers: frozenset[type[nn.Module]] = frozenset()  # the kinds of those in it that have weight matrices
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self.function(*inputs)
@@ -194,6 +195,11 @@ class Graph:
 
     ops: tuple[Op, ...]
     removed: dict[str, str] = field(default_factory=dict)
+
+    def left_to_pytorch(self, *kinds: type[nn.Module]) -> list[str]:
+        """The operations that PyTorch runs and that have layers with weight matrices, of these kinds if given."""
+        torch_ops = [op for op in self.ops if isinstance(op, TorchOp) and op.layers]
+        return [op.name for op in torch_ops if not kinds or op.layers & {*kinds}]
 
     @property
     def input(self) -> Op:

@@ -43,7 +43,8 @@ def candidates(stencil: Stencil, examples: int) -> list[Candidate]:
     height, width = stencil.computed()
     single, widest = examples == 1, vector_lanes()
     found = []
-    if not (single and height * width == 1 and not stencil.maximum):
+    apart = stencil.stride[1] if single else 1  # numbers from lane to lane
+    if apart <= 2 and not (single and height * width == 1 and not stencil.maximum):
         # pixels of one map fill narrow vectors better than wide ones, and some processors add them no slower
         for lanes in (widest, widest // 2) if single else (widest,):
             shapes = {tile_shape(stencil, examples, size, lanes): size for size in reversed(REGISTERS)}
@@ -97,6 +98,7 @@ def tile_step(
     of inputs, which stay in the first-level cache while a group of rows goes over them."""
     source, target = places[stencil.inputs[0]].geometry, out.geometry
     single, channels, (height, width) = source.examples == 1, stencil.shape[0], stencil.computed()
+    assert height * width == 1 or all(places[name].geometry.pitch == source.pitch for name in stencil.inputs)
     if not single:
         tiles = batch_tiles(stencil, source, target, registers)
     elif stencil.stride == (1, 1) and source.pitch == target.pitch:

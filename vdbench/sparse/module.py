@@ -1,5 +1,7 @@
 """The engine as an `nn.Module`: compiled when the first batch shows its shape, layer by layer where need be."""
 
+import copy
+import inspect
 import logging
 import math
 from typing import Any
@@ -18,7 +20,8 @@ LAYERS = (nn.Linear, nn.Conv2d)
 
 
 class SparseModule(nn.Module):
-    """A model for inference on a CPU that computes with its nonzero weights alone; see `to_cpu_sparse`.
+    """A model for inference on a CPU that computes with its nonzero weights alone; see `to_cpu_sparse`. What the model
+    has besides, its weights for one, is read from here too.
 
     Attributes:
         nets: what was compiled, by the shape of an example.
@@ -26,52 +29,88 @@ class SparseModule(nn.Module):
 
     def __init__(self, model: nn.Module, threads: int | None) -> None:
         super().__init__()
-        self.model, self.threads = model, threads
+        self.model, self.threads = to_plain(model), threads
         self.nets: dict[tuple[int, ...], CompiledNet] = {}
         self._whole = True
+        self._parts: tuple[nn.Module, ...] = ()  # the model by layers, in a tuple, for it is no part of the state
+        self.register_load_state_dict_post_hook(_forget)
         self.training = False
 
     @torch.no_grad()
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        if self._whole and not named and len(inputs) == 1 and _is_float(inputs[0]):
-            batch = inputs[0].detach()
-            if isinstance(self.model, nn.Linear):  # takes any number of axes in front
-                flat = batch.reshape(math.prod(batch.shape[:-1]), batch.shape[-1])
-                return self.net_for(flat)(flat).reshape(*batch.shape[:-1], self.model.out_features)
+        batch = self._only_batch(inputs, named) if self._whole else None
+        if batch is not None:
             try:
-                return self.net_for(batch)(batch)
+                return self._of(batch)
             except Untraceable as error:
                 log.warning("%s is compiled layer by layer: %s", type(self.model).__name__, error)
-        if self._whole:
-            self.model, self._whole = layer_by_layer(self.model, self.threads), False
-        return self.model(*inputs, **named)
+                self._whole = False
+        if not self._parts:
+            self._parts = (layer_by_layer(self.model, self.threads),)
+        return self._parts[0](*inputs, **named)
+
+    def _only_batch(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor | None:
+        """The only input, if it is one that whole models are compiled for."""
+        if named:
+            try:
+                bound = inspect.signature(self.model.forward).bind(*inputs, **named)
+            except TypeError:
+                return None  # the model will say what is wrong
+            inputs, named = bound.args, bound.kwargs
+        alone = inputs[0] if len(inputs) == 1 and not named else None
+        if not isinstance(alone, Tensor) or not alone.is_floating_point():
+            return None
+        return alone.detach() if alone.dim() > 1 or isinstance(self.model, nn.Linear) else None
+
+    def _of(self, batch: Tensor) -> Tensor:
+        if isinstance(self.model, nn.Linear):  # takes any number of axes in front
+            flat = batch.reshape(math.prod(batch.shape[:-1]), batch.shape[-1])
+            return self.net_for(flat)(flat).reshape(*batch.shape[:-1], self.model.out_features)  # type: ignore[union-attr]
+        return self.net_for(batch)(batch)  # type: ignore[return-value]
 
     def net_for(self, batch: Tensor | np.ndarray) -> CompiledNet:
-        """What is compiled for batches of such examples; it takes arrays too, with less ado than `forward`."""
+        """What is compiled for batches of such examples; it takes arrays too, with less ado than `forward`.
+
+        Raises:
+            Untraceable: as `compile_sparse`, and where linear layers see several axes, which only layers that are
+                compiled by themselves take.
+        """
         shape = batch.shape[1:]
         if shape not in self.nets:
-            self.nets[shape] = compile_sparse(self.model, torch.as_tensor(batch), threads=self.threads)
+            net = compile_sparse(self.model, torch.as_tensor(batch), threads=self.threads)
+            if left := net.graph.left_to_pytorch(nn.Linear):
+                raise Untraceable(f"as a whole, PyTorch would run {', '.join(left)}")
+            self.nets[shape] = net
         return self.nets[shape]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(self.model, name)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles compile anew: machine code and memory belong to one process."""
-        return {**self.__dict__, "nets": {}}
+        return {**self.__dict__, "nets": {}, "_parts": ()}
 
     def train(self, mode: bool = True) -> "SparseModule":
         """Stays in eval mode: there is nothing left to train."""
         return self
 
 
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+def _forget(module: SparseModule, keys: object) -> None:
+    """New weights make another net."""
+    module.nets, module._parts = {}, ()
 
 
 def layer_by_layer(model: nn.Module, threads: int | None) -> nn.Module:
-    """The model with every linear and convolutional layer swapped for one that is compiled by itself, and other
-    variational layers for plain ones. Subclasses that are not ours stay, since they compute something else."""
-    model = to_plain(model)
+    """A model with the same parameters, every linear and convolutional layer swapped for one that is compiled by
+    itself. Subclasses stay, since they compute something else, and so do layers with hooks."""
+    model = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
     swaps = {layer: SparseModule(layer, threads) for layer in model.modules() if type(layer) in LAYERS}
     for name, layer in list(model.named_modules(remove_duplicate=False)):
-        if name and layer in swaps:
+        if name and layer in swaps and not layer._forward_hooks and not layer._forward_pre_hooks:
             model.set_submodule(name, swaps[layer])
     return model

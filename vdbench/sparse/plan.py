@@ -1,5 +1,6 @@
 """Which operation runs where: every way is timed here, changes of layout included, and the cheapest path taken."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,7 @@ from vdbench.sparse.jit import vector_lanes
 from vdbench.sparse.layout import maps
 from vdbench.sparse.lowering import candidates
 from vdbench.sparse.machine import rate
-from vdbench.sparse.program import Bound, Program, Segment
+from vdbench.sparse.program import Bound, Program, Segment, TooLarge
 from vdbench.sparse.stencil import Stencil, fuse, source
 from vdbench.sparse.torch_run import TorchRun
 
@@ -150,8 +151,9 @@ def _native_seconds(network: Network, stencil: Stencil, vectors: int) -> dict[st
     shapes = {name: network.shapes[name] for name in (*stencil.inputs, stencil.name)}
     segment, found = Segment((stencil,), (), (), shapes), {}
     for candidate in candidates(stencil, vectors * vector_lanes() if vectors else 1):
-        bound = Bound(Program(segment, {stencil.name: candidate.label}, vectors=vectors))
-        found[candidate.label] = fastest(lambda bound=bound: bound((), 1))
+        with contextlib.suppress(TooLarge):
+            bound = Bound(Program(segment, {stencil.name: candidate.label}, vectors=vectors))
+            found[candidate.label] = fastest(lambda bound=bound: bound((), 1))
     return found
 
 

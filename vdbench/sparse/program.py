@@ -23,6 +23,10 @@ REACH = 128  # bytes behind what is used that vectors may reach into
 ROW_TERMS = 4  # about what a row of sums costs besides its terms, in terms
 
 
+class TooLarge(ValueError):
+    """Values that take more memory than a kernel's tables can count."""
+
+
 @dataclass(frozen=True)
 class Segment:
     """Stencils in order, the values they start from and those that are needed afterwards; shapes of all values."""
@@ -135,7 +139,7 @@ class Program:
             done = {name for name in stencil.inputs if last[name] == k and name not in segment.inputs}
             arena.give_back(places[name] for name in done)
         if arena.size > FARTHEST:
-            raise ValueError(f"the values of this network take {arena.size:,} bytes; kernels reach {FARTHEST:,}")
+            raise TooLarge(f"the values of this network take {arena.size:,} bytes; kernels reach {FARTHEST:,}")
         self.places = {name: Place(p.geometry, segment.shapes[name][0], p.start) for name, p in places.items()}
         return self.places
 

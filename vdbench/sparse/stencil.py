@@ -176,6 +176,8 @@ def stencil(op: Op, graph: Graph) -> Stencil | None:
     inputs = [graph[source(name, graph)].shape for name in op.inputs]
     if type(op) not in _FROM or (isinstance(op, Pool2d) and not _is_plain(op, inputs[0], graph)):
         return None
+    if _FROM[type(op)] is _channelwise and any(maps(shape) != maps(op.shape) for shape in inputs):
+        return None  # every number of a map that was flattened would be a channel of its own
     made = _FROM[type(op)](op, inputs)  # type: ignore[arg-type]
     return _activated(replace(made, inputs=tuple(source(name, graph) for name in op.inputs)), op)
 
@@ -214,7 +216,8 @@ def fuse(graph: Graph, *, pooling: bool) -> list[Stencil | Op]:
         for name in made.inputs if made else ():
             before = fused.get(name)
             if made and isinstance(before, Stencil) and readers[name] == 1:
-                joined = _joined(before, made, name, pooling)
+                alike = all(maps(graph[x].shape) == maps(op.shape) for x in (*before.inputs, *made.inputs))
+                joined = _joined(before, made, name, pooling=pooling, alike=alike or maps(op.shape) == (1, 1))
                 if joined:
                     made = joined
                     del fused[name]
@@ -223,8 +226,9 @@ def fuse(graph: Graph, *, pooling: bool) -> list[Stencil | Op]:
     return list(fused.values())
 
 
-def _joined(before: Stencil, after: Stencil, value: str, pooling: bool) -> Stencil | None:
-    """`before` with `after`, which alone reads its value, taken in; None where that is not the same."""
+def _joined(before: Stencil, after: Stencil, value: str, *, pooling: bool, alike: bool) -> Stencil | None:
+    """`before` with `after`, which alone reads its value, taken in; None where that is not the same. `alike`: a
+    position in any of the values that both read is the same position in the others, as sums need it."""
     op, ops = after.ops[0], (*before.ops, *after.ops)
     active = before.activation != IDENTITY
     if isinstance(op, Clip | LeakyReLU) and not active:
@@ -234,7 +238,7 @@ def _joined(before: Stencil, after: Stencil, value: str, pooling: bool) -> Stenc
         plain = op.kernel == op.stride and op.padding == (0, 0) and op.dilation == (1, 1) and not op.ceil_mode
         rises = (before.activation.slope or 0) >= 0
         return replace(before, ops=ops, pool=op.kernel) if plain and rises and max(op.kernel) <= 3 else None
-    if isinstance(op, Add) and not active and before.stride == before.pool == (1, 1) and not before.maximum:
+    if isinstance(op, Add) and alike and not active and before.stride == before.pool == (1, 1) and not before.maximum:
         other = [name for name in after.inputs if name != value]
         if len(other) != 1:
             return None

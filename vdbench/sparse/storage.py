@@ -14,7 +14,7 @@ from vdbench import netfile
 from vdbench.mistakes import first_line
 from vdbench.sparse import graph as graphs
 from vdbench.sparse.graph import Graph, Op, TorchOp
-from vdbench.sparse.plan import Plan
+from vdbench.sparse.plan import Network, Plan
 
 LARGEST_VALUE = 1 << 27  # numbers in one value, for one example
 _KINDS: dict[str, type[Op]] = {
@@ -70,6 +70,19 @@ def plans_from_json(content: dict[str, Any]) -> dict[str, list[Plan]]:
     return plans
 
 
+def check_plans(plans: dict[str, list[Plan]], graph: Graph) -> None:
+    """Raises ValueError for plans that are not this graph's, TypeError for what is no number among their times."""
+    for key, made in plans.items():
+        network = Network(graph, single=key == "single")
+        names = [item.name for item in network.items]
+        for plan in made:
+            times = [plan.seconds, *(s for item in plan.items for s in item.seconds.values())]
+            if [item.name for item in plan.items] != names or plan.examples != network.examples:
+                raise ValueError(f"a plan for {key} examples is that of another network")
+            if not all(item.seconds for item in plan.items) or not all(0 <= s < math.inf for s in times):
+                raise ValueError(f"a plan for {key} examples has no times")
+
+
 def save(path: Path, graph: Graph, plans: dict[str, list[Plan]], machine: str) -> None:
     """Write a compiled net; what was measured on `machine` goes with it. Raises NotStorable."""
     arrays, ops = parts(graph)
@@ -97,6 +110,7 @@ def load(path: Path) -> tuple[Graph, dict[str, list[Plan]], str]:
         plans = plans_from_json(meta["plans"])
         graph = Graph(tuple(ops), dict(meta["removed"]))
         _check(graph)
+        check_plans(plans, graph)
         return graph, plans, str(meta["machine"])
     except Exception as error:  # PyTorch's operations each have their own for arguments that do not fit
         raise netfile.NetFileError(

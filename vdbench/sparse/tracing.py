@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from vdbench.conversion import to_plain
 from vdbench.sparse.graph import Graph, Input, Op, Shape, TorchOp
 from vdbench.sparse.jit import COMPILING
 from vdbench.sparse.modules import is_known
@@ -84,7 +85,8 @@ def _check_output(model: nn.Module, batch: Tensor) -> None:
         )
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Whether they have the same shape and differ by 1e-4 of the largest number at most."""
     if found.shape != expected.shape:
         return False
     return expected.numel() == 0 or bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
@@ -99,9 +101,9 @@ def verify(graph: Graph, model: nn.Module, batch: Tensor) -> None:
     expected = torch.cat([model(example[None].clone()) for example in batch])
     if not expected.isfinite().all():
         raise Untraceable("the model gives NaN or infinity for normally distributed examples")
-    if not _close(model(batch.clone()), expected):
+    if not close(model(batch.clone()), expected):
         raise Untraceable("the model's output for an example depends on the rest of the batch, or on chance")
-    if not _close(graph(batch.clone()), expected):
+    if not close(graph(batch.clone()), expected):
         raise Untraceable("the traced operations do not compute what the model computes: one does more than it shows")
 
 
@@ -260,18 +262,21 @@ class _Reading:
 
         visit(node)
         needed = {source for call in calls for source in call.all_input_nodes}
+        modules = {str(call.target): self.own(str(call.target)) for call in calls if call.op == "call_module"}
+        inner = [layer for module in modules.values() for layer in module.modules()]
+        layers = frozenset(type(layer) for layer in inner if any(p.dim() > 1 for p in layer.parameters(recurse=False)))
         piece = _Piece(
             tuple(inputs),
             tuple(calls),
             {source: value for source, value in self.constants.items() if source in needed},
-            {str(call.target): self.own(str(call.target)) for call in calls if call.op == "call_module"},
+            modules,
             any(_in_place(call, self.modules) for call in calls),
         )
-        return place.put(TorchOp, *(self.values[source] for source in inputs), function=piece)
+        return place.put(TorchOp, *(self.values[source] for source in inputs), function=piece, layers=layers)
 
     def own(self, target: str) -> nn.Module:
         if target not in self.copies:
-            self.copies[target] = copy.deepcopy(self.modules[target]).requires_grad_(False)
+            self.copies[target] = to_plain(copy.deepcopy(self.modules[target])).requires_grad_(False)
         return self.copies[target]
 
     def new_name(self, node: fx.Node) -> str:

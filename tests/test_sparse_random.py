@@ -1,0 +1,179 @@
+"""Random networks with kernels picked at random, against PyTorch: nothing may depend on what is fastest here."""
+
+import itertools
+import random
+
+import pytest
+import torch
+from sparse_net import assert_same
+from torch import Tensor, nn
+
+from vdbench.sparse import compile_sparse, engine, plan
+from vdbench.sparse.plan import PYTORCH
+
+pytestmark = pytest.mark.usefixtures("engine_cache")
+
+
+class RandomNet(nn.Module):
+    """Convolutions, pooling, activations, normalisation, sums and concatenations of earlier values with what fits them,
+    in any order; then perhaps a vector, and what is done to those."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.pick, self.steps, self.layers = random.Random(seed), [], nn.ModuleList()
+        self.shape = self.pick.randint(1, 5), self.pick.randint(1, 13), self.pick.randint(1, 36)
+        self.shapes = [self.shape]
+        for _ in range(self.pick.randint(2, 7)):
+            self.add(self.pick.choice([self.convolution, self.pool, self.channelwise, self.sum, self.concatenation]))
+        if self.pick.random() < 0.6:
+            self.add(lambda shape: nn.Flatten())
+            for _ in range(self.pick.randint(0, 4)):
+                self.add(self.pick.choice([self.linear, self.channelwise, self.sum, self.concatenation]))
+
+    def add(self, make) -> None:
+        source = self.pick.choice([len(self.shapes) - 1, self.pick.randrange(len(self.shapes))])
+        if len(self.shapes[-1]) == 1:
+            source = len(self.shapes) - 1
+        made = make(self.shapes[source])
+        if isinstance(made, nn.Module):
+            try:
+                shape = tuple(made.eval()(torch.zeros(1, *self.shapes[source])).shape[1:])
+            except RuntimeError:  # nothing would be left
+                return
+            self.layers.append(made)
+            self.steps.append((made, [source]))
+        else:
+            function, others = made
+            self.steps.append((function, [source, *others]))
+            shape = tuple(function(*(torch.zeros(1, *self.shapes[k]) for k in (source, *others))).shape[1:])
+        self.shapes.append(shape)
+
+    def convolution(self, shape) -> nn.Module:
+        pick, channels = self.pick, shape[0]
+        groups = pick.choice([g for g in (1, 1, 2, channels) if channels % g == 0])
+        sizes = {
+            "kernel_size": (pick.randint(1, 4), pick.randint(1, 5)),
+            "stride": (pick.choice([1, 1, 2, 3]), pick.choice([1, 1, 2, 3, 4])),
+            "padding": (pick.randint(0, 3), pick.randint(0, 3)),
+            "dilation": (pick.randint(1, 2), pick.randint(1, 2)),
+        }
+        layer = nn.Conv2d(channels, groups * pick.randint(1, 5), groups=groups, bias=pick.random() < 0.7, **sizes)
+        return self.thinned(layer)
+
+    def linear(self, shape) -> nn.Module:
+        return self.thinned(nn.Linear(shape[0], self.pick.choice([shape[0], self.pick.randint(1, 40)])))
+
+    def thinned(self, layer: nn.Module) -> nn.Module:
+        with torch.no_grad():
+            layer.weight *= torch.rand_like(layer.weight) < self.pick.choice([0.0, 0.1, 0.3, 1.0])
+        return layer
+
+    def pool(self, shape) -> nn.Module:
+        pick = self.pick
+        size = pick.randint(1, 3), pick.randint(1, 4)
+        options = {
+            "stride": pick.choice([size, (pick.randint(1, 3), pick.randint(1, 4))]),
+            "padding": pick.choice([(0, 0), (size[0] // 2, size[1] // 2)]),
+            "ceil_mode": pick.random() < 0.3,
+        }
+        return nn.AvgPool2d(size, **options) if pick.random() < 0.4 else nn.MaxPool2d(size, **options)
+
+    def channelwise(self, shape) -> nn.Module:
+        norm = (nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d)(shape[0])
+        nn.init.normal_(norm.running_mean)
+        return self.pick.choice([nn.ReLU(), nn.LeakyReLU(0.1), nn.Hardtanh(-0.5, 0.5), nn.ReLU6(), norm])
+
+    def sum(self, shape):
+        return torch.add, [self.pick.choice([k for k, other in enumerate(self.shapes) if other == shape])]
+
+    def concatenation(self, shape):
+        fitting = [k for k, other in enumerate(self.shapes) if other[1:] == shape[1:] and len(other) == len(shape)]
+        return lambda *values: torch.cat(values, 1), [self.pick.choice(fitting)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = [x]
+        for step, sources in self.steps:
+            values.append(step(*(values[k] for k in sources)))
+        return values[-1]
+
+
+@pytest.fixture
+def any_way(monkeypatch):
+    """Every kernel is the fastest as often as any other, and PyTorch runs only what none can."""
+    pick = random.Random(0)
+
+    def seconds(run, limit=0.0) -> float:
+        run()
+        return pick.random()
+
+    monkeypatch.setattr(plan, "fastest", seconds)
+    order = itertools.count(1)
+    monkeypatch.setattr(engine, "fastest", lambda run, limit: float(next(order)))  # our kernels are tried first
+    monkeypatch.setattr(engine, "quickest", lambda ways, _: pick.choice(ways))
+
+
+@pytest.mark.usefixtures("any_way")
+@pytest.mark.parametrize("seed", range(60))
+def test_random_networks(seed, caplog):
+    model = RandomNet(seed).eval()
+    batch = torch.randn(300 if seed % 10 == 0 else 35, *model.shape)
+    with torch.no_grad():
+        expected = model(batch)
+        net = compile_sparse(model, batch[:1], threads=1 + 2 * (seed % 2))
+        for count in (1, 2, 17, len(batch)):
+            assert_same(net(batch[:count]), expected[:count])
+    assert "do not compute" not in caplog.text
+    assert all(item.native for item in net.plans["batch"][0].items if set(item.seconds) - {PYTORCH})
+
+
+class Sum(nn.Module):
+    """Of two convolutions, one of which reads what is larger than the other's input by its padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.other = nn.Conv2d(3, 3, 5, padding=2), nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.one(x) + nn.functional.avg_pool2d(x, 3, 1).repeat(1, 3, 1, 1)[:, :8] + self.other(x)
+
+
+class Residual(nn.Module):
+    """A sum of vectors, one of which is a map that was flattened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.layer = nn.Conv2d(3, 4, 3), nn.Linear(4 * 7 * 5, 4 * 7 * 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.convolution(x).relu().flatten(1)
+        return self.layer(x) + x
+
+
+def flattened(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), *layers)
+
+
+@pytest.mark.usefixtures("any_way")
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(nn.Conv2d(3, 8, 3, stride=stride) for stride in (2, 3, 4, (1, 3), (3, 1))),
+        *(nn.Sequential(nn.ReLU(), pool(size)) for pool in (nn.MaxPool2d, nn.AvgPool2d) for size in (2, 3, (1, 4))),
+        Sum(),
+        Residual(),
+        flattened(nn.ReLU()),
+        flattened(nn.ReLU(), nn.BatchNorm1d(140), nn.ReLU(), nn.Linear(140, 5)),
+        nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(189, 5)),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_places_of_values_of_several_sizes(model, caplog):
+    batch = torch.randn(35, 3, 9, 7)
+    with torch.no_grad():
+        expected = model.eval()(batch)
+        net = compile_sparse(model, batch[:1], threads=1)
+        for count in (1, 2, 17, 35):
+            assert_same(net(batch[:count]), expected[:count])
+    assert "do not compute" not in caplog.text
