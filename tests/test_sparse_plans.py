@@ -11,6 +11,7 @@ import torch
 from sparse_net import EXAMPLE, assert_same, network
 
 from vdbench.sparse import CompiledNet, compile_sparse, engine, trial
+from vdbench.sparse.jit import vector_lanes
 from vdbench.sparse.plan import PYTORCH, Item, Network, Plan, choose, fastest, place, stretches
 from vdbench.sparse.trial import quickest
 
@@ -129,6 +130,16 @@ def test_single_examples_take_the_shortest_way_once_it_is_known_to_be_the_fastes
     out = net(EXAMPLE + 1)
     assert bool(net._shortest) == (first == 0)
     assert_same(net(EXAMPLE + 1), out)
+
+
+def test_a_block_that_is_not_full_costs_more_than_its_share():
+    """Copies to and from one that is: a single example of a small net is no block, though that took as long."""
+    net = compile_sparse(network(), EXAMPLE, threads=1)
+    block = net._block_s = net._single_s
+    assert net._one_by_one(1) and not net._one_by_one(vector_lanes())
+    assert net._planned_s(vector_lanes() + 1) == pytest.approx(
+        ((vector_lanes() + 1) * block, 2 * block + engine.PADDED_S)
+    )
 
 
 def made_plan(items: list[tuple[float, float]], examples: int = 64) -> Plan:

@@ -31,6 +31,7 @@ log = logging.getLogger("vdbench")
 PLAN_VERSION = 6  # raised when plans of before no longer fit the code
 FLOAT32 = np.dtype(np.float32)
 LIKELY = 1.5  # times slower than the best plan: may yet be faster at another batch size
+PADDED_S = 1e-5  # what a block that is not full costs besides: copies to and from one that is
 TRIED_S = 0.05  # ways to something that takes longer by the plan are not timed anew
 
 
@@ -127,7 +128,8 @@ class CompiledNet:
 
     def _planned_s(self, count: int) -> tuple[float, float]:
         """Seconds for so many examples, one by one and in blocks."""
-        return count * self._single_s, -(-count // vector_lanes()) * self._block_s
+        blocks, rest = divmod(count, vector_lanes())
+        return count * self._single_s, blocks * self._block_s + (rest > 0) * (self._block_s + PADDED_S)
 
     def _one_by_one(self, count: int) -> bool:
         single_s, batch_s = self._planned_s(count)
