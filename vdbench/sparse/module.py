@@ -109,8 +109,12 @@ def layer_by_layer(model: nn.Module, threads: int | None) -> nn.Module:
     """A model with the same parameters, every linear and convolutional layer swapped for one that is compiled by
     itself. Subclasses stay, since they compute something else, and so do layers with hooks."""
     model = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
-    swaps = {layer: SparseModule(layer, threads) for layer in model.modules() if type(layer) in LAYERS}
+    swaps = {layer: SparseModule(layer, threads) for layer in model.modules() if _can_be_swapped(layer)}
     for name, layer in list(model.named_modules(remove_duplicate=False)):
-        if name and layer in swaps and not layer._forward_hooks and not layer._forward_pre_hooks:
+        if name and layer in swaps:
             model.set_submodule(name, swaps[layer])
     return model
+
+
+def _can_be_swapped(layer: nn.Module) -> bool:
+    return type(layer) in LAYERS and not layer._forward_hooks and not layer._forward_pre_hooks
