@@ -63,7 +63,7 @@ def build_driver(code: Code, stages: Value, bases: Value, counts: Value) -> None
         with code.loop(repeats) as n, code.loop(count) as k:
             place = b.mul(k, I64(6))
             function, tables, src, src_move, dst, dst_move = (
-                code.element(steps, b.add(place, I64(k)), I64) for k in range(6)
+                code.element(steps, b.add(place, I64(part)), I64) for part in range(6)
             )
             source = code.at(base(src, g), b.mul(n, src_move))
             destination = code.at(base(dst, g), b.mul(n, dst_move))

@@ -128,8 +128,8 @@ class Arena:
             best = min(fitting, key=lambda place: place.channels)
             self._free.remove(best)
             return best
-        start = -(-self.size // 64) * 64
-        self.size = start + channels * geometry.plane + 4 * geometry.slack * FLOAT_BYTES + 64
+        start = -(-self.size // LINE) * LINE
+        self.size = start + channels * geometry.plane + 4 * geometry.slack * FLOAT_BYTES + LINE
         return Place(geometry, channels, start)
 
     def give_back(self, places: Iterable[Place]) -> None:

@@ -188,14 +188,18 @@ class Program:
         pack = [
             _Call(
                 [batch_copy_step(places[name], segment.used(name), back=False)],
-                *(1 + k, lanes * _bytes(segment, name), ARENA, move[name]),
+                source=1 + k,
+                source_move=lanes * _bytes(segment, name),
+                destination_move=move[name],
             )
             for k, name in enumerate(segment.inputs)
         ]
         unpack = [
             _Call(
                 [batch_copy_step(places[name], segment.used(name), back=True)],
-                *(ARENA, move[name], outputs + k, lanes * _bytes(segment, name)),
+                source_move=move[name],
+                destination=outputs + k,
+                destination_move=lanes * _bytes(segment, name),
             )
             for k, name in enumerate(segment.outputs)
         ]

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from vdbench.sparse.code import FLOAT_BYTES
 from vdbench.sparse.graph import Shape
 from vdbench.sparse.jit import COMPILING, vector_lanes
 from vdbench.sparse.layout import address, aligned
@@ -51,7 +52,7 @@ class NativeRun:
         self.block = 1 if self.single else vector_lanes()
         self.example_s = sum(item.best(native=True) for item in items) / plan.examples
         self._shapes = [segment.shapes[name] for name in (*segment.inputs, *segment.outputs)]
-        self._block_bytes = [4 * self.block * int(np.prod(shape)) for shape in self._shapes]
+        self._block_bytes = [FLOAT_BYTES * self.block * math.prod(shape) for shape in self._shapes]
         self._programs: dict[tuple[int, int], Program] = {}
         self._groups = functools.lru_cache(self._groups_of)
         self._local = _OfAThread()
