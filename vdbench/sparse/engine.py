@@ -22,7 +22,7 @@ from vdbench.sparse.graph import Conv2d, Graph, Shape
 from vdbench.sparse.jit import COMPILING, machine_name, vector_lanes
 from vdbench.sparse.plan import CLEARLY, PYTORCH, Network, Plan, fastest, measure, place
 from vdbench.sparse.program import TooLarge
-from vdbench.sparse.running import Pool, Runner
+from vdbench.sparse.running import Pool, Runner, memory
 from vdbench.sparse.tracing import close, trace
 from vdbench.sparse.trial import Way, quickest
 
@@ -141,7 +141,8 @@ class CompiledNet:
             return single(array, self._pool, together)
         if rest and count > rest and self._one_by_one(rest):
             parts = (batch, array[:-rest]), (single, array[-rest:])
-            return np.concatenate([runner(part, self._pool, together) for runner, part in parts])
+            out = memory(count, self.graph.output.shape)()
+            return np.concatenate([runner(part, self._pool, together) for runner, part in parts], out=out)
         return batch(array, self._pool, together)
 
     def summary(self) -> str:

@@ -23,7 +23,7 @@ SMALL = 8192  # numbers that are moved as fast as it is found out where they bes
 WORTH_A_THREAD_S = 1e-4  # less work than this stays on the calling thread
 
 
-def _memory(count: int, shape: Shape) -> Callable[[], np.ndarray]:
+def memory(count: int, shape: Shape) -> Callable[[], np.ndarray]:
     """Makes memory for so many results; what is small lies wherever it fits, since nothing is gained by asking."""
     full = count, *shape
     return functools.partial(np.empty if math.prod(full) < SMALL else aligned, full, np.float32)
@@ -98,7 +98,7 @@ class NativeRun:
     def alone(self, count: int, shape: Shape) -> Callable[[np.ndarray], np.ndarray]:
         """From the only input, so many examples in whole blocks, to outputs (count, *shape): on the calling thread,
         with as little around the native calls as there can be."""
-        make, (given, made) = _memory(count, shape), self._block_bytes
+        make, (given, made) = memory(count, shape), self._block_bytes
         pieces = [(given * k, made * k, vectors, n) for k, vectors, n in self._groups(count // self.block)]
 
         def run(batch: np.ndarray) -> np.ndarray:
@@ -133,7 +133,7 @@ class NativeRun:
         """Inputs (N, ...) float32; outputs alike, contiguous. `together`: threads share the channels of every block
         and have none of their own."""
         arrays, count = [np.ascontiguousarray(array) for array in arrays], len(arrays[0])
-        outputs = [_memory(count, shape)() for shape in self._shapes[len(arrays) :]]
+        outputs = [memory(count, shape)() for shape in self._shapes[len(arrays) :]]
         everything = [*arrays, *outputs]
         blocks, rest = divmod(count, self.block)
         self._share_out([*map(address, everything)], blocks, pool, together)
@@ -183,7 +183,7 @@ class OneExample:
                 self._given[...] = batch[0]
                 self._call()
                 return self._result[None].copy()
-            out = _memory(len(batch), self._result.shape)()
+            out = memory(len(batch), self._result.shape)()
             self._bound((address(batch), address(out)), len(batch))
             self._bound.point_to(self._buffers, 1)
             return out
