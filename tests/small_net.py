@@ -4,9 +4,7 @@ import torch
 from torch import nn
 
 from vdbench.conversion import to_variational_dropout
-from vdbench.variational import (
-    variational_layers,
-)
+from vdbench.variational import variational_layers
 
 IMAGES = torch.linspace(-1, 1, 3 * 2 * 16).view(3, 2, 4, 4)
 

@@ -7,10 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vdbench import variational
 from vdbench.conversion import to_variational_dropout
-from vdbench.variational import (
-    forward_with_kl,
-    kl_divergence,
-)
+from vdbench.variational import forward_with_kl, kl_divergence
 
 
 class Branches(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from sparse_net import assert_same
 from torch import Tensor, nn
 
-from vdbench.sparse import compile_sparse, engine, plan
+from vdbench.sparse import CompiledNet, compile_sparse, engine, plan
 from vdbench.sparse.plan import PYTORCH
 
 pytestmark = pytest.mark.usefixtures("engine_cache")
@@ -113,17 +113,23 @@ def any_way(monkeypatch):
     monkeypatch.setattr(engine, "quickest", lambda ways, _: pick.choice(ways))
 
 
-@pytest.mark.usefixtures("any_way")
-@pytest.mark.parametrize("seed", range(60))
-def test_random_networks(seed, caplog):
-    model = RandomNet(seed).eval()
-    batch = torch.randn(300 if seed % 10 == 0 else 35, *model.shape)
+def checked(model: nn.Module, batch: Tensor, threads: int, caplog) -> CompiledNet:
+    """The compiled net, which computes what the model does, all of the batch or less of it."""
     with torch.no_grad():
-        expected = model(batch)
-        net = compile_sparse(model, batch[:1], threads=1 + 2 * (seed % 2))
+        expected = model.eval()(batch)
+        net = compile_sparse(model, batch[:1], threads=threads)
         for count in (1, 2, 17, len(batch)):
             assert_same(net(batch[:count]), expected[:count])
     assert "do not compute" not in caplog.text
+    return net
+
+
+@pytest.mark.usefixtures("any_way")
+@pytest.mark.parametrize("seed", range(60))
+def test_random_networks(seed, caplog):
+    model = RandomNet(seed)
+    batch = torch.randn(300 if seed % 10 == 0 else 35, *model.shape)
+    net = checked(model, batch, 1 + 2 * (seed % 2), caplog)
     assert all(item.native for item in net.plans["batch"][0].items if set(item.seconds) - {PYTORCH})
 
 
@@ -170,10 +176,4 @@ def flattened(*layers: nn.Module) -> nn.Sequential:
     ids=lambda model: type(model).__name__,
 )
 def test_places_of_values_of_several_sizes(model, caplog):
-    batch = torch.randn(35, 3, 9, 7)
-    with torch.no_grad():
-        expected = model.eval()(batch)
-        net = compile_sparse(model, batch[:1], threads=1)
-        for count in (1, 2, 17, 35):
-            assert_same(net(batch[:count]), expected[:count])
-    assert "do not compute" not in caplog.text
+    checked(model, torch.randn(35, 3, 9, 7), 1, caplog)

@@ -68,10 +68,7 @@ def to_variational_dropout(
         raise ValueError(f"{type(model).__name__} has no {known} layer to make variational{why}")
     check_options(p_threshold, loga_threshold, initial_log_sigma2)
     for name, layer in layers.items():
-        refusal = KINDS[type(layer)].refuses(layer)
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding) and "weight" not in layer._parameters:
-            refusal = "its weight is computed from other parameters, as by weight_norm"
-        if refusal:
+        if refusal := KINDS[type(layer)].refuses(layer):
             raise ValueError(f"{name or type(layer).__name__}: {refusal}; change it or name it in skip")
     if tied := _tied(model, list(layers.values())):
         raise ValueError(

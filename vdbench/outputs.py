@@ -65,9 +65,9 @@ FIGURES = {
     "roofline": "roofline",
 }
 TABLE_FORMATS = ("html", "csv", "md", "tex")  # the first is the one the report shows
+FIGURE_FORMATS = ("png", "svg")
 # Where an operand of a multiply-add comes from, by the key of a record's limits.
 OPERANDS = {"fma": "registers", "load_l1": "L1", "load_l2": "L2", "load_l3": "L3", "load_memory": "memory"}
-FIGURE_FORMATS = ("png", "svg")
 
 
 def dataset(experiment: Experiment) -> str:

@@ -144,7 +144,7 @@ class VariationalDropoutEmbedding(SingleWeight, nn.Embedding):
         if found:
             return f"a variational embedding has no {', '.join(found)}"
         padded = layer.padding_idx is not None and bool(layer.weight[layer.padding_idx].any())  # type: ignore[operator]
-        return "the padding row of a variational embedding is zero" if padded else None
+        return "the padding row of a variational embedding is zero" if padded else super().refuses(layer)
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:  # of the rows that occur alone, for the others may be many

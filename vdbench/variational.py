@@ -136,6 +136,11 @@ class SingleWeight(VariationalDropout):
         super()._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
         self.log_sigma2 = nn.Parameter(torch.full_like(self.weight, initial_log_sigma2))
 
+    @classmethod
+    def refuses(cls, layer: nn.Module) -> str | None:
+        computed = "weight" not in layer._parameters
+        return "its weight is computed from other parameters, as by weight_norm" if computed else super().refuses(layer)
+
     def matrices(self) -> list[Matrix]:
         return [Matrix("weight", self.weight, self.log_sigma2)]
 

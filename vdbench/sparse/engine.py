@@ -183,7 +183,11 @@ def compile_sparse(model: nn.Module, example_input: Tensor, *, threads: int | No
         TypeError, ValueError: the model or the example is not as described; the message says what to do.
         Untraceable: the model is no fixed sequence of operations; see `to_cpu_sparse` for those.
     """
-    graph = compact(trace(model, example_input))
+    return compiled(compact(trace(model, example_input)), threads)
+
+
+def compiled(graph: Graph, threads: int | None) -> CompiledNet:
+    """A traced network, planned, saying which layers with weights PyTorch runs."""
     if left := graph.left_to_pytorch():
         log.warning("PyTorch runs %s: no kernel computes such layers on such values", ", ".join(left))
     return CompiledNet(graph, planned(graph), threads=threads)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from vdbench.conversion import to_plain
-from vdbench.sparse.engine import CompiledNet, compile_sparse
-from vdbench.sparse.tracing import Untraceable
+from vdbench.sparse.compact import compact
+from vdbench.sparse.engine import CompiledNet, compiled
+from vdbench.sparse.tracing import Untraceable, trace
 
 log = logging.getLogger("vdbench")
 
@@ -77,10 +78,10 @@ class SparseModule(nn.Module):
         """
         shape = batch.shape[1:]
         if shape not in self.nets:
-            net = compile_sparse(self.model, torch.as_tensor(batch), threads=self.threads)
-            if left := net.graph.left_to_pytorch(nn.Linear):
+            graph = compact(trace(self.model, torch.as_tensor(batch)))
+            if left := graph.left_to_pytorch(nn.Linear):
                 raise Untraceable(f"as a whole, PyTorch would run {', '.join(left)}")
-            self.nets[shape] = net
+            self.nets[shape] = compiled(graph, self.threads)
         return self.nets[shape]
 
     def __getattr__(self, name: str) -> Any:

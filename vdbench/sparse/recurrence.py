@@ -1,7 +1,6 @@
 """A recurrent layer with sparse weights, all products of a timestep one native call."""
 
 import functools
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from vdbench.sparse.graph import Graph, Input, Linear
 from vdbench.sparse.jit import COMPILING, vector_lanes
 from vdbench.sparse.plan import Network, Plan
 from vdbench.sparse.program import Bound, Program, Segment
+from vdbench.sparse.running import OfAThread
 from vdbench.sparse.stencil import Stencil
 from vdbench.structure import GATES
 
@@ -51,14 +51,14 @@ class SparseRecurrence:
         self._graph = Graph((Input(name="given", shape=given), product))
         self.kept, self.table, self.gates = kept, table, len(units)
         self._programs: dict[int, Program] = {}
-        self._local = threading.local()
+        self._local = OfAThread()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles compile anew: machine code and memory belong to one process."""
         return {k: v for k, v in self.__dict__.items() if k != "_local"} | {"_programs": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _local=threading.local())
+        self.__dict__.update(state, _local=OfAThread())
 
     def prepare(self, columns: int) -> None:
         """Compile what computes so many columns, before threads are at work: ways are timed."""
@@ -80,7 +80,7 @@ class SparseRecurrence:
         return planned(self._graph)
 
     def _memory(self, columns: int) -> Memory:
-        mine: dict[int, Memory] = self._local.__dict__.setdefault("memories", {})
+        mine: dict[int, Memory] = self._local.made
         if columns not in mine:
             bound = Bound(self._programs[columns])
             bound.point_to((), 1)

@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -34,11 +35,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: [one.renew() for one in _WITH_LOCKS])
 
 
-class _OfAThread(threading.local):
-    """What every thread has for itself."""
+class OfAThread(threading.local):
+    """What every thread has made for itself."""
 
     def __init__(self) -> None:
-        self.bounds: dict[tuple[int, int], Bound] = {}
+        self.made: dict[Any, Any] = {}
 
 
 class NativeRun:
@@ -55,11 +56,12 @@ class NativeRun:
         self._block_bytes = [FLOAT_BYTES * self.block * math.prod(shape) for shape in self._shapes]
         self._programs: dict[tuple[int, int], Program] = {}
         self._groups = functools.lru_cache(self._groups_of)
-        self._local = _OfAThread()
+        self._local = OfAThread()
 
     def _bound(self, vectors: int, threads: int) -> Bound:
         """This thread's program for so many vectors of examples, compiled on first use."""
-        mine, key = self._local.bounds, (vectors, threads)
+        mine: dict[tuple[int, int], Bound] = self._local.made
+        key = vectors, threads
         if key not in mine:
             with COMPILING:
                 if key not in self._programs:
