@@ -237,7 +237,7 @@ def test_a_text_that_changes_is_another_data_set(made, tmp_path, monkeypatch, ca
     text.write_text("the dog saw the dog\n")
     assert (tmp_path / "resume.pt").exists()
     tiny.train(wanted, tmp_path, data.load(name))
-    assert "comes from another spec, code or input" in caplog.text
+    assert "comes from another spec, stage version or input" in caplog.text
     text.write_text("the cat saw the cat\n")
     with pytest.raises(records.RecordError, match=f"{name} has changed since .*weights.pt was trained on it"):
         pruning.prune(wanted, suite="tiny", output=tmp_path, data=data.load(name), weights=tmp_path / "weights.pt")

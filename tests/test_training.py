@@ -16,7 +16,7 @@ import tiny
 import torch
 from torch.nn import functional
 
-from vdbench import metrics, provenance, pruning, records, schedules, tasks, training
+from vdbench import metrics, provenance, pruning, records, schedules, stages, tasks, training
 from vdbench.config import DenseRecipe, SuiteError, VariationalRecipe
 from vdbench.conversion import to_variational_dropout
 from vdbench.models import LeNet300100
@@ -162,13 +162,28 @@ def test_checkpoint_of_another_spec_is_ignored(other, data, tmp_path, steps, mon
     assert same_weights(tmp_path / "used", tmp_path / "fresh")
 
 
-def test_checkpoint_of_other_code_is_ignored(data, tmp_path, steps, monkeypatch, caplog):
+def test_checkpoint_of_another_stage_version_is_ignored(data, tmp_path, steps, monkeypatch, caplog):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     interrupt(steps, tiny.spec("dense"), tmp_path, data, at_step=8)
-    monkeypatch.setattr(provenance, "code_digest", lambda: "of other code")
+    monkeypatch.setitem(stages.STAGE_VERSIONS, "train", 99)
     tiny.train(tiny.spec("dense"), tmp_path, data)
     assert "starting over" in caplog.text
     assert steps.taken == 18
+
+
+def test_checkpoint_of_other_code_of_the_same_stage_version_goes_on_and_the_record_says_so(
+    data, tmp_path, steps, monkeypatch
+):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    interrupt(steps, tiny.spec("dense"), tmp_path / "cut", data, at_step=8)
+    undisturbed = tiny.train(tiny.spec("dense"), tmp_path / "undisturbed", data)
+    steps.taken = 0
+    digest = undisturbed.code_digest
+    monkeypatch.setattr(provenance, "code_digest", lambda: "that of other code")
+    record = tiny.train(tiny.spec("dense"), tmp_path / "cut", data)
+    assert steps.taken < 18
+    assert record.message == f"code {digest} up to epoch 1, then that of other code"
+    assert record.weights_sha256 == undisturbed.weights_sha256
 
 
 def test_log_lines_go_around_the_progress_bar(data, tmp_path, monkeypatch, caplog):

@@ -11,6 +11,7 @@ from vdbench import posterior
 from vdbench.config import RunSpec, spec_sha256
 from vdbench.provenance import hardware
 from vdbench.records import RecordError
+from vdbench.stages import stage_versions
 from vdbench.tensors import load_tensors, save_tensors
 
 log = logging.getLogger("vdbench")
@@ -21,24 +22,26 @@ class Identity:
     """Whose checkpoint it is, and what a run's numbers depend on besides.
 
     A checkpoint of another run is of no use and passed over. One of this run under other `circumstances` holds work
-    that somebody may want back, and would give numbers that no run from the start gives: it is refused.
+    that somebody may want back, and would give numbers that no run from the start gives: it is refused. Where `noted`
+    differs the run goes on, and its record says so: other hardware changes last digits, and other code of the same
+    stage version should change none.
     """
 
     run: dict[str, Any]
     circumstances: dict[str, Any]
-    hardware: str
+    noted: dict[str, str]
 
     @classmethod
     def of(cls, spec: RunSpec, code_digest: str, inputs: dict[str, str], device: str) -> "Identity":
         return cls(
-            {"spec": spec_sha256(spec.content()), "code": code_digest, "inputs": inputs},
+            {"spec": spec_sha256(spec.content()), "stages": stage_versions("train", spec.method), "inputs": inputs},
             {
                 "threads": torch.get_num_threads(),
                 "device": device,
                 "torch": str(torch.__version__),
                 "variance_dtype": posterior.variance_dtype(device, spec.recipe.matmul_precision),
             },
-            hardware(device),
+            {"hardware": hardware(device), "code": code_digest},
         )
 
 
@@ -61,13 +64,13 @@ class Checkpoint:
         saved = load_tensors(self.path)
         try:
             state, self.seconds_before = saved["state"], float(saved["seconds"])
-            run, then, hardware = saved["run"], dict(saved["circumstances"]), str(saved["hardware"])
+            run, then, noted = saved["run"], dict(saved["circumstances"]), dict(saved["noted"])
             self.note = str(saved["note"])
             epochs = len(state["history"])
         except (KeyError, TypeError, ValueError):
             raise self.refusal("not a checkpoint of a training") from None
         if run != self.identity.run:
-            log.warning("%s comes from another spec, code or input: starting over", self.path)
+            log.warning("%s comes from another spec, stage version or input: starting over", self.path)
             self.seconds_before, self.note = 0.0, ""
             return None
         now = self.identity.circumstances
@@ -77,10 +80,11 @@ class Checkpoint:
                 f"{self.path}: {epochs} epochs were trained with {'; '.join(changed)}: numbers would be neither the "
                 "one's nor the other's; run it as it was begun, or delete the file to start over"
             )
-        if hardware != self.identity.hardware:
-            change = f"epochs up to {epochs} on {hardware}, then on {self.identity.hardware}"
-            log.warning("%s: %s: last digits may differ from a run on one of them", self.path, change)
-            self.note = "; ".join(filter(None, (self.note, change)))
+        for what, value in self.identity.noted.items():
+            if noted.get(what) != value:
+                change = f"{what} {noted.get(what)} up to epoch {epochs}, then {value}"
+                log.warning("%s: %s: last digits may differ from a run with one of them", self.path, change)
+                self.note = "; ".join(filter(None, (self.note, change)))
         return state
 
     def save(self, state: dict[str, Any], seconds: float) -> None:

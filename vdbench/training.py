@@ -234,7 +234,8 @@ def train(
 
     A run that was killed goes on from `resume.pt`, and ends with the same weights, bit for bit on a CPU, as one that
     was not. The file stays until the run is pruned: a workflow that takes back what a finished job wrote, because
-    another job of its group failed, finds it all there again. A checkpoint of another spec, code or input is ignored.
+    another job of its group failed, finds it all there again. A checkpoint of another spec, stage version or input is
+    ignored.
 
     Args:
         pretrained: dense weights, for vd_finetune and the baselines.

@@ -61,7 +61,7 @@ def test_what_would_change_numbers_is_refused_and_the_checkpoint_kept(
 def test_another_device_is_refused(interrupted):
     """Read as a machine with a GPU would, without having one."""
     saved = torch.load(interrupted / "resume.pt", weights_only=True)
-    there = checkpoint.Identity(saved["run"], saved["circumstances"] | {"device": "cuda"}, "CPU 1")
+    there = checkpoint.Identity(saved["run"], saved["circumstances"] | {"device": "cuda"}, saved["noted"])
     with pytest.raises(records.RecordError, match="device cpu, now cuda"):
         checkpoint.Checkpoint(interrupted / "resume.pt", there).load()
 
@@ -69,7 +69,7 @@ def test_another_device_is_refused(interrupted):
 def test_another_processor_of_the_same_kind_is_accepted_and_the_record_says_so(interrupted, undisturbed, monkeypatch):
     monkeypatch.setattr(checkpoint, "hardware", lambda device: "CPU 2")
     record = tiny.train(SPEC, interrupted)
-    assert record.message == "epochs up to 2 on CPU 1, then on CPU 2"
+    assert record.message == "hardware CPU 1 up to epoch 2, then CPU 2"
     assert record.status == "ok"
     assert record.weights_sha256 == undisturbed.weights_sha256  # it is the same one, after all
     assert undisturbed.message == ""
@@ -89,7 +89,7 @@ def test_a_run_can_change_processors_more_than_once(interrupted, monkeypatch):
         saved.save(saved.load(), 1.0)  # type: ignore[arg-type]
     assert (
         tiny.train(SPEC, interrupted).message
-        == "epochs up to 2 on CPU 1, then on CPU 2; epochs up to 2 on CPU 2, then on CPU 3"
+        == "hardware CPU 1 up to epoch 2, then CPU 2; hardware CPU 2 up to epoch 2, then CPU 3"
     )
 
 
