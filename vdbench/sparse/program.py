@@ -91,7 +91,8 @@ class Program:
     """A segment compiled for one way of running it.
 
     Args:
-        choices: the candidate of every stencil, by its output's name.
+        choices: the candidate of every stencil, by its output's name; the first where there is none such for so many
+            examples.
         vectors: 0 for single examples, else vectors of examples that are computed together from stencil `split` on;
             the stencils before it see one vector of examples at a time, which keeps large maps in the cache.
         threads: how many compute every stencil together, each some of its output channels.

@@ -14,7 +14,7 @@ from vdbench.conversion import to_plain
 from vdbench.sparse.graph import Graph, Input, Op, Shape, TorchOp
 from vdbench.sparse.jit import COMPILING
 from vdbench.sparse.modules import is_known
-from vdbench.sparse.translate import Place, translate
+from vdbench.sparse.translate import Slot, translate
 
 Modules = dict[str, nn.Module]
 
@@ -242,13 +242,13 @@ class _Reading:
         return all(source in self.constants for source in sources)
 
     def operation(self, node: fx.Node, shape: Shape) -> Op:
-        place = Place(self.new_name(node), shape, self.ops)
+        slot = Slot(self.new_name(node), shape, self.ops)
         known: dict[fx.Node, Any] = self.constants | self.values
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: known.get(n, n))  # type: ignore[misc]
         target = self.modules[str(node.target)] if node.op == "call_module" else node.target
-        return translate(place, target, args, kwargs) or self.torch_operation(node, place)
+        return translate(slot, target, args, kwargs) or self.torch_operation(node, slot)
 
-    def torch_operation(self, node: fx.Node, place: Place) -> Op:
+    def torch_operation(self, node: fx.Node, slot: Slot) -> Op:
         calls: dict[fx.Node, None] = {}
         inputs: dict[fx.Node, None] = {}
 
@@ -272,7 +272,7 @@ class _Reading:
             modules,
             any(_in_place(call, self.modules) for call in calls),
         )
-        return place.put(TorchOp, *(self.values[source] for source in inputs), function=piece, layers=layers)
+        return slot.put(TorchOp, *(self.values[source] for source in inputs), function=piece, layers=layers)
 
     def own(self, target: str) -> nn.Module:
         if target not in self.copies:

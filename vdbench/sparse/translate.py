@@ -1,6 +1,6 @@
 """What the modules, functions and methods of PyTorch are in the engine's terms.
 
-Each handler has the signature of the torch function it stands for, after `place`: values come as the `Op` that makes
+Each handler has the signature of the torch function it stands for, after `slot`: values come as the `Op` that makes
 them, constants as they are. It returns the operation that makes the result, or None where the engine has no such
 operation. A module is translated as the function it calls.
 """
@@ -36,7 +36,7 @@ from vdbench.sparse.modules import call_of
 
 
 @dataclass
-class Place:
+class Slot:
     """Where a call stands: the name and shape of what it makes, and the operations so far."""
 
     name: str
@@ -61,11 +61,11 @@ def _pair(numbers: Any) -> Pair:
     return int(first), int(second)
 
 
-def linear(place: Place, x: Op, weight: Any, bias: Any = None) -> Op | None:
+def linear(slot: Slot, x: Op, weight: Any, bias: Any = None) -> Op | None:
     if len(x.shape) != 1:
         return None
     bias = torch.zeros(len(weight)) if bias is None else bias
-    return place.put(Linear, x, weight=place.array(weight), bias=place.array(bias))
+    return slot.put(Linear, x, weight=slot.array(weight), bias=slot.array(bias))
 
 
 def _sides(padding: Any, kernel: Pair, dilation: Pair) -> tuple[int, ...]:
@@ -77,7 +77,7 @@ def _sides(padding: Any, kernel: Pair, dilation: Pair) -> tuple[int, ...]:
 
 
 def conv2d(
-    place: Place,
+    slot: Slot,
     x: Op,
     weight: Any,
     bias: Any = None,
@@ -86,11 +86,11 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Op | None:
-    return place.put(
+    return slot.put(
         Conv2d,
         x,
-        weight=place.array(weight),
-        bias=place.array(torch.zeros(len(weight)) if bias is None else bias),
+        weight=slot.array(weight),
+        bias=slot.array(torch.zeros(len(weight)) if bias is None else bias),
         stride=_pair(stride),
         padding=_sides(padding, tuple(weight.shape[2:]), _pair(dilation)),
         dilation=_pair(dilation),
@@ -99,7 +99,7 @@ def conv2d(
 
 
 def batch_norm(
-    place: Place,
+    slot: Slot,
     x: Op,
     running_mean: Any,
     running_var: Any,
@@ -113,34 +113,34 @@ def batch_norm(
         return None
     scale = 1 / torch.sqrt(running_var.double() + eps) * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - running_mean * scale
-    return place.put(Affine, x, scale=place.array(scale.float()), shift=place.array(shift.float()))
+    return slot.put(Affine, x, scale=slot.array(scale.float()), shift=slot.array(shift.float()))
 
 
-def relu(place: Place, x: Op, inplace: bool = False) -> Op | None:
-    return place.put(Clip, x)
+def relu(slot: Slot, x: Op, inplace: bool = False) -> Op | None:
+    return slot.put(Clip, x)
 
 
-def relu6(place: Place, x: Op, inplace: bool = False) -> Op | None:
-    return place.put(Clip, x, high=6.0)
+def relu6(slot: Slot, x: Op, inplace: bool = False) -> Op | None:
+    return slot.put(Clip, x, high=6.0)
 
 
-def hardtanh(place: Place, x: Op, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Op | None:
-    return clamp(place, x, min_val, max_val)
+def hardtanh(slot: Slot, x: Op, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Op | None:
+    return clamp(slot, x, min_val, max_val)
 
 
-def clamp(place: Place, x: Op, min: Any = None, max: Any = None) -> Op | None:
+def clamp(slot: Slot, x: Op, min: Any = None, max: Any = None) -> Op | None:
     if isinstance(min, Tensor) or isinstance(max, Tensor):
         return None
     low, high = -np.inf if min is None else float(min), np.inf if max is None else float(max)
-    return place.put(Clip, x, low=low, high=high) if low <= high else None
+    return slot.put(Clip, x, low=low, high=high) if low <= high else None
 
 
-def leaky_relu(place: Place, x: Op, negative_slope: float = 0.01, inplace: bool = False) -> Op | None:
-    return place.put(LeakyReLU, x, slope=float(negative_slope))
+def leaky_relu(slot: Slot, x: Op, negative_slope: float = 0.01, inplace: bool = False) -> Op | None:
+    return slot.put(LeakyReLU, x, slope=float(negative_slope))
 
 
 def max_pool2d(
-    place: Place,
+    slot: Slot,
     x: Op,
     kernel_size: Any,
     stride: Any = None,
@@ -149,7 +149,7 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Op | None:
-    return place.put(
+    return slot.put(
         MaxPool2d,
         x,
         kernel=_pair(kernel_size),
@@ -161,7 +161,7 @@ def max_pool2d(
 
 
 def avg_pool2d(
-    place: Place,
+    slot: Slot,
     x: Op,
     kernel_size: Any,
     stride: Any = None,
@@ -170,7 +170,7 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Op | None:
-    return place.put(
+    return slot.put(
         AvgPool2d,
         x,
         kernel=_pair(kernel_size),
@@ -191,48 +191,48 @@ def _window(size: int, windows: int) -> tuple[int, int] | None:
 
 
 def _adaptive(kind: type[Op]) -> Callable[..., Op | None]:
-    def pool(place: Place, x: Op, output_size: Any, return_indices: bool = False) -> Op | None:
-        windows = [_window(size, out) for size, out in zip(x.shape[1:], place.shape[1:], strict=True)]
-        if place.shape == x.shape:
+    def pool(slot: Slot, x: Op, output_size: Any, return_indices: bool = False) -> Op | None:
+        windows = [_window(size, out) for size, out in zip(x.shape[1:], slot.shape[1:], strict=True)]
+        if slot.shape == x.shape:
             return x
         if windows[0] is None or windows[1] is None:
             return None
         kernel, stride = zip(*windows, strict=True)
-        return place.put(kind, x, kernel=kernel, stride=stride)
+        return slot.put(kind, x, kernel=kernel, stride=stride)
 
     return pool
 
 
-def mean(place: Place, x: Op, dim: Any, keepdim: bool = False) -> Op | None:
+def mean(slot: Slot, x: Op, dim: Any, keepdim: bool = False) -> Op | None:
     dims = dim if isinstance(dim, tuple | list) else (dim,)
     if len(x.shape) != 3 or {d % 4 for d in dims} != {2, 3}:
         return None
     size = x.shape[1:]
     if keepdim:
-        return place.put(AvgPool2d, x, kernel=size, stride=size)
-    pooled = place.put(AvgPool2d, x, kernel=size, stride=size, name=f"{place.name}.pool", shape=(*place.shape, 1, 1))
-    return place.put(Flatten, pooled)
+        return slot.put(AvgPool2d, x, kernel=size, stride=size)
+    pooled = slot.put(AvgPool2d, x, kernel=size, stride=size, name=f"{slot.name}.pool", shape=(*slot.shape, 1, 1))
+    return slot.put(Flatten, pooled)
 
 
-def dropout(place: Place, x: Op, p: float = 0.5, training: bool = True, inplace: bool = False) -> Op | None:
+def dropout(slot: Slot, x: Op, p: float = 0.5, training: bool = True, inplace: bool = False) -> Op | None:
     return None if training else x
 
 
-def reorder(place: Place, x: Op, *_: Any, **__: Any) -> Op | None:
+def reorder(slot: Slot, x: Op, *_: Any, **__: Any) -> Op | None:
     """Whatever leaves the numbers of an example in their order."""
-    if place.shape == x.shape:
+    if slot.shape == x.shape:
         return x
-    return place.put(Flatten, x) if len(place.shape) == 1 else None
+    return slot.put(Flatten, x) if len(slot.shape) == 1 else None
 
 
-def add(place: Place, a: Op, b: Any, alpha: Any = 1) -> Op | None:
-    return place.put(Add, a, b) if isinstance(b, Op) and a.shape == b.shape and alpha == 1 else None
+def add(slot: Slot, a: Op, b: Any, alpha: Any = 1) -> Op | None:
+    return slot.put(Add, a, b) if isinstance(b, Op) and a.shape == b.shape and alpha == 1 else None
 
 
-def cat(place: Place, tensors: Any, dim: int = 0) -> Op | None:
-    if not all(isinstance(t, Op) for t in tensors) or dim not in (1, -len(place.shape)):
+def cat(slot: Slot, tensors: Any, dim: int = 0) -> Op | None:
+    if not all(isinstance(t, Op) for t in tensors) or dim not in (1, -len(slot.shape)):
         return None
-    return place.put(Concat, *tensors)
+    return slot.put(Concat, *tensors)
 
 
 HANDLERS: dict[Any, Callable[..., Op | None]] = {
@@ -266,8 +266,8 @@ def _leaves(arguments: Any) -> Iterator[Any]:
         yield arguments
 
 
-def translate(place: Place, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Op | None:
-    """The operation that makes what a call returns, added to `place.ops`; None where PyTorch has to make it.
+def translate(slot: Slot, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Op | None:
+    """The operation that makes what a call returns, added to `slot.ops`; None where PyTorch has to make it.
 
     Args:
         target: a function, the name of a method, or a module. args, kwargs: what it is called with; an `fx.Node` stands
@@ -284,14 +284,14 @@ def translate(place: Place, target: Any, args: tuple[Any, ...], kwargs: dict[str
     handler = HANDLERS.get(target)
     given = list(_leaves([args, list(kwargs.values())]))
     values = [a for a in given if isinstance(a, Op)]
-    if handler is None or not values or {len(shape) for shape in (place.shape, *(v.shape for v in values))} - {1, 3}:
+    if handler is None or not values or {len(shape) for shape in (slot.shape, *(v.shape for v in values))} - {1, 3}:
         return None
     if len(values) > 1 and handler not in (add, cat):
         return None
     if handler is not reorder and any(isinstance(a, fx.Node) for a in given):
         return None
     try:
-        inspect.signature(handler).bind(place, *args, **kwargs)
+        inspect.signature(handler).bind(slot, *args, **kwargs)
     except TypeError:  # an option the handler does not know
         return None
-    return handler(place, *args, **kwargs)
+    return handler(slot, *args, **kwargs)
