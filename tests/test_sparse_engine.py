@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from torch import nn
 
 import vdbench
 from vdbench.conversion import to_variational_dropout
-from vdbench.sparse import CompiledNet, compile_sparse, machine, to_cpu_sparse
-from vdbench.sparse.plan import Network, Plan
+from vdbench.sparse import CompiledNet, compile_sparse, engine, machine, stencil, to_cpu_sparse
+from vdbench.sparse.plan import Network, Plan, measure
 from vdbench.sparse.running import Pool, Runner
 from vdbench.sparse.summary import describe
 from vdbench.sparse.tracing import Untraceable, trace
@@ -144,6 +145,20 @@ def test_wrong_models():
         compile_sparse(broken, EXAMPLE)
     with pytest.raises(ValueError, match="float64"):
         compile_sparse(network().double(), EXAMPLE)
+    empty = nn.Linear(8, 3)
+    empty.weight = nn.Parameter(torch.zeros(0, 8))
+    with pytest.raises(TypeError, match=r"the model is a function: give an nn\.Module"):
+        compile_sparse(lambda x: x, EXAMPLE)
+    with pytest.raises(Untraceable, match="weight has no numbers"):
+        compile_sparse(empty.eval(), torch.zeros(1, 8))
+
+
+@pytest.mark.parametrize(("threads", "error"), [(0, ValueError), (-1, ValueError), ("2", TypeError), (1.5, TypeError)])
+def test_wrong_numbers_of_threads(threads, error):
+    with pytest.raises(error):
+        compile_sparse(network(), EXAMPLE, threads=threads)
+    with pytest.raises(error):
+        to_cpu_sparse(network(), threads=threads)
 
 
 class Branching(nn.Module):
@@ -166,6 +181,79 @@ def test_a_model_that_cannot_be_traced_is_compiled_layer_by_layer(caplog):
     assert "layer by layer" in caplog.text
     assert_same(fast(batch, twice=True), model(batch, twice=True).detach())
     assert isinstance(model.first, nn.Linear)  # the caller's own
+
+
+def test_a_wrong_batch_does_not_change_how_right_ones_run(caplog):
+    fast = to_cpu_sparse(network())
+    with pytest.raises(RuntimeError, match="expected input"):
+        fast(torch.zeros(2, 3, 10, 10))
+    assert_same(fast(EXAMPLE), network()(EXAMPLE).detach())
+    assert [*fast.nets] == [tuple(EXAMPLE.shape[1:])]
+    one = torch.randn(2, 10, 10)  # by itself, as layers take it
+    convolutions = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()).eval()
+    fast = to_cpu_sparse(convolutions)
+    for batch in (one[None], one, one[None]):
+        assert_same(fast(batch), convolutions(batch).detach())
+    assert [*fast.nets] == [(2, 10, 10)]
+    assert not caplog.text
+
+
+def test_networks_with_nan_are_refused_at_once():
+    broken = network()
+    broken[7].weight.data[0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"7\.weight holds NaN"):
+        to_cpu_sparse(broken)
+
+
+def test_copies_do_not_carry_the_tensors_that_pytorch_runs():
+    graph = trace(network(), EXAMPLE)
+    before = len(pickle.dumps(graph))
+    graph(EXAMPLE)
+    assert len(pickle.dumps(graph)) == before
+
+
+def test_layers_of_too_many_weights_are_pytorchs(monkeypatch):
+    monkeypatch.setattr(stencil, "MOST_TERMS", 15)
+    graph = trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).eval(), torch.zeros(1, 4))
+    assert [stencil.stencil(graph[name], graph) is None for name in ("0", "2")] == [True, False]
+    assert_same(engine.compiled(graph, 1)(torch.ones(3, 4)), graph(torch.ones(3, 4)))
+
+
+class Pooled(nn.Module):
+    """Maxima of numbers that are never negative, over edges and in windows that reach past them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.after = nn.Conv2d(2, 4, 3, 1, 1), nn.Conv2d(2, 4, 1), nn.Conv2d(8, 3, 3)
+        self.around, self.past = nn.MaxPool2d(3, 1, 1), nn.MaxPool2d(3, 2, ceil_mode=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([self.left(x).relu(), self.right(x).clamp(0, 6)], 1)
+        return self.after(self.past(self.around(both) + both))
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_maxima_over_edges_are_ours_where_nothing_is_negative(count):
+    net = Pooled().eval()
+    graph = trace(net, EXAMPLE)
+    assert all(stencil.stencil(op, graph) for op in graph.ops[1:])
+    batch = torch.randn(count, *EXAMPLE.shape[1:])
+    for single in (True, False):
+        network = Network(graph, single=single)
+        plan = measure(network)
+        for item in plan.items:
+            item.native = True
+        assert_same(Runner(network, plan)(batch.numpy(), Pool(1)), net(batch).detach())
+
+
+def test_a_thread_does_not_wait_for_anothers_example(compiled):
+    runner = compiled._runner("single", compiled.plans["single"][0])
+    one = runner.shortest(1, Pool(1))
+    batch = torch.randn(1, *EXAMPLE.shape[1:])
+    with one._lock:
+        found = one(batch.numpy())
+    assert_same(found, network()(batch).detach())
+    assert_same(one(batch.numpy()), network()(batch).detach())
 
 
 def test_the_module_compiles_for_every_shape_once():

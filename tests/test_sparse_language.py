@@ -173,14 +173,30 @@ def test_what_is_left_is_counted_by_hand():
     ("kind", "words", "state", "message"),
     [
         ("lstm", torch.zeros(4, dtype=torch.int64), None, "words are .T, N., not .4,."),
-        ("lstm", WORDS, torch.zeros(2, 3, 24), "is h and c, each .2, 3, 24., not .2, 3, 24."),
+        ("lstm", WORDS, torch.zeros(2, 3, 24), "is .h, c., each .2, 3, 24., not .2, 3, 24."),
         ("lstm", WORDS, (torch.zeros(2, 1, 24),) * 2, "each .2, 3, 24., not .2, 1, 24. and .2, 1, 24."),
-        ("tanh", WORDS, torch.zeros(2, 3, 24), "is h, each .3, 3, 24., not .2, 3, 24."),
+        ("tanh", WORDS, torch.zeros(2, 3, 24), "is h, .3, 3, 24., not .2, 3, 24."),
     ],
 )
 def test_words_and_states_of_another_shape_are_refused(kind, words, state, message):
     with pytest.raises(ValueError, match=message):
         to_cpu_sparse(pruned(kind))(words, state)
+
+
+def test_weights_of_another_model_are_refused():
+    one, other = to_cpu_sparse(pruned("lstm")), to_cpu_sparse(pruned("lstm"))
+    assert not one.state_dict()
+    with pytest.raises(RuntimeError, match="call to_cpu_sparse again"):
+        other.load_state_dict(one.state_dict())
+    with pytest.raises(RuntimeError, match="call to_cpu_sparse again"):
+        torch.nn.ModuleDict({"net": other}).load_state_dict({"net.rnn.weight": torch.zeros(1)})
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    model = pruned("lstm")
+    model.rnn.weight_hh_l0.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"rnn\.weight_hh_l0 holds NaN"):
+        to_cpu_sparse(model)
 
 
 def test_states_of_another_type_are_converted():
@@ -217,7 +233,9 @@ def test_words_are_told_by_how_frequent_they_are():
 def test_words_out_of_range_and_other_models_are_refused():
     with pytest.raises(IndexError, match="words are numbers below 50, not 0 to 50"):
         to_cpu_sparse(pruned("lstm"))(torch.tensor([[0], [50]]))
-    with pytest.raises(TypeError, match=r"words are numbers of int64, not torch\.float32"):
+    with pytest.raises(TypeError, match=r"words are a tensor of int64, not a tensor of torch\.float32"):
         to_cpu_sparse(pruned("lstm"))(torch.zeros(3, 1))
+    with pytest.raises(TypeError, match="words are a tensor of int64, not a ndarray"):
+        to_cpu_sparse(pruned("lstm"))(WORDS.numpy())
     with pytest.raises(ValueError, match="Linear is not a language model of vdbench"):
         structure(torch.nn.Linear(2, 2))

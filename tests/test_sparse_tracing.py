@@ -125,6 +125,11 @@ IMAGE, VECTOR = (4, 6, 5), (6,)
         (Calls(lambda x: torch.add(x, x, alpha=2)), VECTOR, "TorchOp"),
         (Calls(lambda x: torch.add(input=x, other=1)), VECTOR, "TorchOp"),
         (Calls(lambda x: x + x.mean((2, 3), keepdim=True)), IMAGE, "AvgPool2d TorchOp"),
+        (Calls(lambda x: 1 + x), VECTOR, "TorchOp"),
+        (Calls(lambda x: torch.add(2, x)), VECTOR, "TorchOp"),
+        (Calls(lambda x, b: b + x, b=torch.randn(6)), VECTOR, "TorchOp"),
+        (Calls(lambda x, b: torch.clamp(b, max=x), b=torch.randn(6)), VECTOR, "TorchOp"),
+        (Calls(lambda x: sum([x, x.relu()])), VECTOR, "Clip Add"),
         (Calls(lambda x: 1 - x * x.sigmoid()), VECTOR, "TorchOp TorchOp TorchOp"),
         (Calls(lambda x, scale: x * scale, scale=torch.randn(6)), VECTOR, "TorchOp"),
         (Calls(lambda x: torch.cat([x, x.relu(), x], dim=1)), IMAGE, "Clip Concat"),
@@ -274,6 +279,18 @@ def test_attention_stays_with_torch():
             return self.head((scale * y)[:, 0])
 
     assert kinds(checked(Attending(), 4, 6))[-1] == "Linear"
+
+
+def test_names_that_the_tracer_makes_up_are_not_those_of_layers():
+    class Pools(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean = nn.ModuleDict({"pool": nn.Conv2d(3, 3, 1)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.mean["pool"](x).mean((2, 3))
+
+    assert kinds(checked(Pools(), 3, 4, 4)) == ["Conv2d", "AvgPool2d", "Flatten"]
 
 
 def test_random_numbers_are_left_alone():

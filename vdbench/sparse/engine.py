@@ -28,7 +28,7 @@ from vdbench.sparse.trial import Way, quickest
 
 log = logging.getLogger("vdbench")
 
-PLAN_VERSION = 6  # raised when plans of before no longer fit the code
+PLAN_VERSION = 7  # raised when plans of before no longer fit the code
 FLOAT32 = np.dtype(np.float32)
 LIKELY = 1.5  # times slower than the best plan: may yet be faster at another batch size
 PADDED_S = 1e-5  # what a block that is not full costs besides: copies to and from one that is
@@ -46,7 +46,7 @@ class CompiledNet:
 
     def __init__(self, graph: Graph, plans: dict[str, list[Plan]], *, threads: int | None = None) -> None:
         self.graph, self.plans = graph, plans
-        self._pool, self._process = Pool(threads or torch.get_num_threads()), os.getpid()
+        self._pool, self._process = Pool(threads), os.getpid()
         self._single, self._batch = (self._runner(key, plans[key][0]) for key in ("single", "batch"))
         lanes, batch = vector_lanes(), plans["batch"][0]
         self._single_s, self._block_s = plans["single"][0].seconds, lanes * batch.seconds / batch.examples
@@ -180,9 +180,10 @@ def compile_sparse(model: nn.Module, example_input: Tensor, *, threads: int | No
         threads: at the most (default: as many as PyTorch uses).
 
     Raises:
-        TypeError, ValueError: the model or the example is not as described; the message says what to do.
+        TypeError, ValueError: the model, the example or the threads are not as described; the message says what to do.
         Untraceable: the model is no fixed sequence of operations; see `to_cpu_sparse` for those.
     """
+    Pool(threads)  # which has its say before anything is measured
     return compiled(compact(trace(model, example_input)), threads)
 
 

@@ -1,8 +1,9 @@
 """A network as the engine sees it: operations on values without a batch axis, each value named after what makes it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +53,9 @@ class Weighted(Op):
     @property
     def weight_count(self) -> int:
         return int(np.count_nonzero(self.weight))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "tensors"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,11 +221,10 @@ class Graph:
 
     def __call__(self, batch: Tensor) -> Tensor:
         """The network in PyTorch, zeros and all: the reference every kernel is checked against."""
-        return run_ops(self.ops[1:], {self.input.name: batch})[self.output.name]
-
-
-def run_ops(ops: Sequence[Op], values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`values` with those of `ops` added, computed by PyTorch."""
-    for op in ops:
-        values[op.name] = op(*(values[name] for name in op.inputs))
-    return values
+        last = {name: op for op in self.ops for name in op.inputs}  # who reads a value last
+        values = {self.input.name: batch}
+        for op in self.ops[1:]:
+            values[op.name] = op(*(values[name] for name in op.inputs))
+            for name in {name for name in op.inputs if last[name] is op}:
+                del values[name]
+        return values[self.output.name]

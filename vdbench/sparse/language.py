@@ -1,6 +1,7 @@
 """A pruned language model on a CPU: what does not matter taken out, and the rest compiled."""
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,15 +91,17 @@ class SparseLanguageModel(nn.Module):
             kept = layer.kept.numpy().nonzero()[0]
             self._layers.append(SparseRecurrence(inputs, units, layer.bias[:, layer.kept], kept, table))
             below = layer.kept
-        self._output = _Product(parts.output[:, below], parts.bias, threads)
-        self._pool = Pool(threads or torch.get_num_threads())
+        # in a tuple, for it is no part of a state
+        self._output = (_Product(parts.output[:, below], parts.bias, threads),)
+        self._pool = Pool(threads)
         self.kept = [layer.kept for layer in self._layers]
 
     @torch.no_grad()
     def forward(self, input: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits (T, N, words) and the state after the last of the words, int64 (T, N)."""
-        if input.dtype != torch.int64:
-            raise TypeError(f"words are numbers of int64, not {input.dtype}")
+        if not isinstance(input, Tensor) or input.dtype != torch.int64:
+            what = f"a tensor of {input.dtype}" if isinstance(input, Tensor) else f"a {type(input).__name__}"
+            raise TypeError(f"words are a tensor of int64, not {what}")
         if input.dim() != 2:
             raise ValueError(f"words are (T, N), not {tuple(input.shape)}")
         steps, sequences = input.shape
@@ -123,7 +126,9 @@ class SparseLanguageModel(nn.Module):
                 texts[...] = value.transpose(0, 2, 1)[:, : texts.shape[1]]
 
         self._pool.run([functools.partial(read, thread) for thread in range(threads)])
-        logits = self._output(hidden.reshape(steps * sequences, hidden.shape[2])).reshape(steps, sequences, self.words)
+        logits = self._output[0](hidden.reshape(steps * sequences, hidden.shape[2])).reshape(
+            steps, sequences, self.words
+        )
         found = [torch.from_numpy(part) for part in after]
         return torch.from_numpy(logits), (found[0], found[1]) if len(found) == 2 else found[0]
 
@@ -135,8 +140,8 @@ class SparseLanguageModel(nn.Module):
         parts = (state,) if isinstance(state, Tensor) else tuple(state)
         if [tuple(part.shape) for part in parts] != [shape] * kinds:
             found = " and ".join(str(tuple(part.shape)) for part in parts)
-            wanted = "h and c" if kinds == 2 else "h"
-            raise ValueError(f"the state of so many sequences is {wanted}, each {shape}, not {found}")
+            wanted = f"(h, c), each {shape}" if kinds == 2 else f"h, {shape}"
+            raise ValueError(f"the state of so many sequences is {wanted}, not {found}")
         return [np.ascontiguousarray(part.float().numpy()) for part in parts]
 
     def _read(
@@ -153,6 +158,13 @@ class SparseLanguageModel(nn.Module):
             old, new = (tuple(part[number] for part in parts) for parts in (before, after))
             value = layer(value, words, first, old, new)
         return value
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        """What is left of the weights fits no other model."""
+        *_, errors = others
+        errors.append(
+            f"{prefix}: load the weights into the model that this was made from, and call to_cpu_sparse again"
+        )
 
     def train(self, mode: bool = True) -> "SparseLanguageModel":
         """Stays in eval mode: there is nothing left to train."""

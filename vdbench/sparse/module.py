@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from vdbench.conversion import to_plain
 from vdbench.sparse.compact import compact
 from vdbench.sparse.engine import CompiledNet, compiled
-from vdbench.sparse.tracing import Untraceable, trace
+from vdbench.sparse.running import Pool
+from vdbench.sparse.tracing import Refused, Untraceable, trace
 
 log = logging.getLogger("vdbench")
 
@@ -30,22 +31,24 @@ class SparseModule(nn.Module):
 
     def __init__(self, model: nn.Module, threads: int | None) -> None:
         super().__init__()
-        self.model, self.threads = to_plain(model), threads
+        self.model, self.threads = to_plain(model), Pool(threads).threads
         self.nets: dict[tuple[int, ...], CompiledNet] = {}
-        self._whole = True
+        self._by_layers: set[tuple[int, ...]] = set()  # shapes of examples for which the whole is not compiled
         self._parts: tuple[nn.Module, ...] = ()  # the model by layers, in a tuple, for it is no part of the state
         self.register_load_state_dict_post_hook(_forget)
         self.training = False
 
     @torch.no_grad()
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        batch = self._only_batch(inputs, named) if self._whole else None
-        if batch is not None:
+        batch = self._only_batch(inputs, named)
+        if batch is not None and batch.shape[1:] not in self._by_layers:
             try:
                 return self._of(batch)
+            except Refused:
+                pass  # a mistake, of which the model will say what it is, or one example by itself
             except Untraceable as error:
                 log.warning("%s is compiled layer by layer: %s", type(self.model).__name__, error)
-                self._whole = False
+                self._by_layers.add(batch.shape[1:])
         if not self._parts:
             self._parts = (layer_by_layer(self.model, self.threads),)
         return self._parts[0](*inputs, **named)
@@ -103,7 +106,7 @@ class SparseModule(nn.Module):
 
 def _forget(module: SparseModule, keys: object) -> None:
     """New weights make another net."""
-    module.nets, module._parts = {}, ()
+    module.nets, module._by_layers, module._parts = {}, set(), ()
 
 
 def layer_by_layer(model: nn.Module, threads: int | None) -> nn.Module:

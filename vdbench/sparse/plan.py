@@ -117,10 +117,10 @@ class Plan:
 
 def fastest(run: Callable[[], object], limit: float = float("inf")) -> float:
     """Seconds of the fastest call, after a warm-up, over calls that take `SAMPLE_S` together, three at least; what
-    takes longer than `limit` is not tried again."""
+    takes longer than `limit` twice is not tried again."""
     run()  # may be many times slower than the next call
     best, spent, calls = float("inf"), 0.0, 0
-    while not calls or (best <= limit and calls < 200 and (calls < 3 or spent < SAMPLE_S)):
+    while calls < 2 or (best <= limit and calls < 200 and (calls < 3 or spent < SAMPLE_S)):
         started = time.perf_counter()
         run()
         taken = time.perf_counter() - started

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import operator
 import os
 import threading
 import weakref
@@ -11,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch
 
 from vdbench.sparse.code import FLOAT_BYTES
 from vdbench.sparse.graph import Shape
@@ -157,49 +159,52 @@ class NativeRun:
 
 
 class OneExample:
-    """A stretch on single examples, with as little around the native call as there can be: a small net takes two
-    microseconds, of which finding out where two arrays lie is a quarter. So small ones go through buffers."""
+    """A stretch on one small example, with as little around the native call as there can be: a small net takes two
+    microseconds, of which finding out where two arrays lie is a quarter. So it goes through buffers."""
 
     def __init__(self, run: NativeRun, shape: Shape) -> None:
-        self.example_s = run.example_s
         (given,), (made,) = run.segment.inputs, run.segment.outputs
         self._given, self._made = (np.zeros(run.segment.shapes[name], np.float32) for name in (given, made))
         self._result = self._made.reshape(shape)
-        program = Program(run.segment, run.choices, vectors=0)
-        self._bound = Bound(program)
-        self._call = self._bound.again
-        self._small = self._given.size + self._made.size < SMALL
-        self._buffers = (address(self._given), address(self._made))
+        self._bound = Bound(Program(run.segment, run.choices, vectors=0))
+        self._bound.point_to((address(self._given), address(self._made)), 1)
+        self._call, self._meanwhile = self._bound.again, run.alone(1, shape)
         self.renew()
         _WITH_LOCKS.add(self)
 
     def renew(self) -> None:
         """For a fork, which may have been made in the middle of another thread's call."""
         self._lock = threading.Lock()
-        self._bound.point_to(self._buffers, 1)
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """Outputs (N, ...) for inputs (N, ...), contiguous."""
-        with self._lock:
-            if self._small and len(batch) == 1:
-                self._given[...] = batch[0]
-                self._call()
-                return self._result[None].copy()
-            out = memory(len(batch), self._result.shape)()
-            self._bound((address(batch), address(out)), len(batch))
-            self._bound.point_to(self._buffers, 1)
-            return out
+        """Outputs (1, ...) for inputs (1, ...), contiguous."""
+        if not self._lock.acquire(blocking=False):
+            return self._meanwhile(batch)  # another thread has the buffers
+        try:
+            self._given[...] = batch[0]
+            self._call()
+            return self._result[None].copy()
+        finally:
+            self._lock.release()
 
 
 class Pool:
     """Threads that work is shared out to; the calling one takes part.
 
+    Args:
+        threads: how many; None for as many as PyTorch uses.
+
     Attributes:
         trial: held by the caller whose ways are timed.
+
+    Raises:
+        TypeError: not a whole number of threads. ValueError: less than one.
     """
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, threads: int | None) -> None:
+        self.threads = torch.get_num_threads() if threads is None else operator.index(threads)
+        if self.threads < 1:
+            raise ValueError(f"threads: {self.threads}, where it takes one at least")
         self.renew()
         _WITH_LOCKS.add(self)
 
@@ -269,14 +274,15 @@ class Runner:
                 self.stretches.append(TorchRun(ops, network.views, *names, channels_last=plan.channels_last))
         only = self.stretches[0] if len(self.stretches) == 1 else None
         self._alone = only if isinstance(only, NativeRun) else None
-        self._one = OneExample(self._alone, self.shape) if self._alone and network.single else None
+        small = math.prod(network.graph.input.shape) + math.prod(self.shape) < SMALL
+        self._one = OneExample(self._alone, self.shape) if self._alone and network.single and small else None
 
     def shortest(self, count: int, pool: "Pool") -> Callable[[np.ndarray], np.ndarray] | None:
         """A way with little around it, where so many examples have one and other threads are not worth waking."""
         run = self._alone
         if run is None or count % run.block or pool.worth(count * run.example_s) > 1:
             return None
-        return self._one or run.alone(count, self.shape)
+        return self._one if self._one and count == 1 else run.alone(count, self.shape)
 
     def shares(self, pool: "Pool") -> bool:
         """Whether threads that compute together may gain anything."""

@@ -30,6 +30,8 @@ from vdbench.sparse.graph import (
 )
 from vdbench.sparse.layout import maps
 
+MOST_TERMS = 2**24  # of a linear layer: those of more take too long to compile, and too much memory, for what they gain
+
 
 @dataclass(frozen=True)
 class Entries:
@@ -176,6 +178,8 @@ def stencil(op: Op, graph: Graph) -> Stencil | None:
     inputs = [graph[source(name, graph)].shape for name in op.inputs]
     if type(op) not in _FROM or (isinstance(op, Pool2d) and not _is_plain(op, inputs[0], graph)):
         return None
+    if isinstance(op, Linear) and op.weight_count > MOST_TERMS:
+        return None
     if _FROM[type(op)] is _channelwise and any(maps(shape) != maps(op.shape) for shape in inputs):
         return None  # every number of a map that was flattened would be a channel of its own
     made = _FROM[type(op)](op, inputs)  # type: ignore[arg-type]
@@ -195,12 +199,17 @@ def _is_plain(op: Pool2d, shape: Shape, graph: Graph) -> bool:
         (out - 1) * stride + span <= size + 2 * pad
         for out, stride, span, size, pad in zip(op.shape[1:], op.stride, spans, shape[1:], op.padding, strict=True)
     )
-    if not any(op.padding):
-        return inside
     if isinstance(op, AvgPool2d):
-        return inside and (op.count_include_pad or op.divisor is not None)
-    before = graph[op.inputs[0]]
-    return inside and isinstance(before, Clip) and before.low >= 0
+        return inside and (not any(op.padding) or op.count_include_pad or op.divisor is not None)
+    return (inside and not any(op.padding)) or _never_negative(op.inputs[0], graph)
+
+
+def _never_negative(name: str, graph: Graph) -> bool:
+    """Whether zeros are no more than any number of the value."""
+    op = graph[name]
+    if isinstance(op, Clip):
+        return op.low >= 0
+    return isinstance(op, Pool2d | Concat | Add | Flatten) and all(_never_negative(x, graph) for x in op.inputs)
 
 
 def fuse(graph: Graph, *, pooling: bool) -> list[Stencil | Op]:

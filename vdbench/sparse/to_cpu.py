@@ -20,11 +20,13 @@ def to_cpu_sparse(model: nn.Module, *, threads: int | None = None) -> SparseModu
         threads: at the most (default: as many as PyTorch uses).
 
     Raises:
-        ValueError: the model is not on the CPU or not float32.
+        ValueError: the model is not on the CPU, not float32 or holds NaN or infinity; `threads` is below 1.
     """
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
             raise ValueError(f"{name} is {parameter.dtype} on {parameter.device}: move the model with .cpu().float()")
+        if not torch.isfinite(parameter).all():
+            raise ValueError(f"{name} holds NaN or infinity: the model has diverged or is damaged")
     if isinstance(model, LanguageModel):
         return SparseLanguageModel(model, threads)
     return SparseModule(copy.deepcopy(model).eval(), threads)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from vdbench.sparse.graph import Conv2d, Flatten, Op
 class TorchRun:
     """Operations in PyTorch, from batches of values to batches of values.
 
-    Which value every operation reads is worked out once: around a small layer there is no time for it.
+    Which values every operation reads, and which nothing reads after it, is worked out once: around a small layer there
+    is no time for it.
 
     Args:
         views: the flattened forms of values, by name, which any operation may read.
@@ -46,15 +48,23 @@ class TorchRun:
         for op in ops:
             add(op)
         self._made = tuple(map(place, outputs))
+        last = {k: step for step, (_, given) in enumerate(self._steps) for k in given}
+        ends: list[list[int]] = [[] for _ in self._steps]
+        for k, step in last.items():
+            if k not in self._made:
+                ends[step].append(k)
+        self._ends = [tuple(places) for places in ends]
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Inputs (N, ...) float32; outputs alike, in any memory order."""
         with torch.inference_mode():
-            values = [torch.from_numpy(array) for array in arrays]
+            values: list[Any] = [torch.from_numpy(array) for array in arrays]
             if self._channels_last:
                 values = [_last(value) for value in values]
-            for op, given in self._steps:
+            for (op, given), ends in zip(self._steps, self._ends, strict=True):
                 values.append(op(*[values[k] for k in given]))
+                for k in ends:
+                    values[k] = None  # nothing reads it any more
             return [values[k].numpy() for k in self._made]
 
 

@@ -14,7 +14,7 @@ from vdbench.conversion import to_plain
 from vdbench.sparse.graph import Graph, Input, Op, Shape, TorchOp
 from vdbench.sparse.jit import COMPILING
 from vdbench.sparse.modules import is_known
-from vdbench.sparse.translate import Slot, translate
+from vdbench.sparse.translate import Slot, translate, unused
 
 Modules = dict[str, nn.Module]
 
@@ -23,6 +23,10 @@ TOLERANCE = 1e-4  # of the largest output
 
 class Untraceable(ValueError):
     """A model that is no fixed sequence of operations on single examples, or that could not be read as one."""
+
+
+class Refused(Untraceable):
+    """The model itself does not take such examples."""
 
 
 def trace(model: nn.Module, example: Tensor) -> Graph:
@@ -37,7 +41,8 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
         ValueError: the example has no batch axis; the model is in training mode, not on the CPU, not float32 or holds
             NaN or infinity.
         Untraceable: torch.fx cannot follow the model, it takes or gives more than one tensor, its examples are not
-            independent of each other, or the graph would not compute what the model computes.
+            independent of each other, or the graph would not compute what the model computes. Refused: the model does
+            not take the example.
     """
     _check(model, example)
     batch = torch.randn(3, *example.shape[1:], generator=torch.Generator().manual_seed(0))
@@ -50,6 +55,8 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
 
 
 def _check(model: nn.Module, example: Tensor) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is a {type(model).__name__}: give an nn.Module")
     if not isinstance(example, Tensor) or example.dtype != torch.float32:
         what = f"a tensor of {example.dtype}" if isinstance(example, Tensor) else f"a {type(example).__name__}"
         raise TypeError(f"the example is {what}: give a float32 tensor with a batch axis, like the model's input")
@@ -62,6 +69,8 @@ def _check(model: nn.Module, example: Tensor) -> None:
             raise ValueError(f"{name} is {parameter.dtype} on {parameter.device}: move the model with .cpu().float()")
         if not torch.isfinite(parameter).all():
             raise ValueError(f"{name} holds NaN or infinity: the model has diverged or is damaged")
+        if not parameter.numel():
+            raise Untraceable(f"{name} has no numbers")
 
 
 def _line(error: Exception) -> str:
@@ -74,7 +83,7 @@ def _check_output(model: nn.Module, batch: Tensor) -> None:
         together, alone = model(batch.clone()), model(batch[:1].clone())
     except Exception as error:
         shape = tuple(batch.shape[1:])
-        raise Untraceable(f"the model does not take 1 and 2 examples of shape {shape}: {_line(error)}") from error
+        raise Refused(f"the model does not take 1 and 2 examples of shape {shape}: {_line(error)}") from error
     if not isinstance(together, Tensor) or together.dtype != torch.float32:
         what = f"a tensor of {together.dtype}" if isinstance(together, Tensor) else f"a {type(together).__name__}"
         raise Untraceable(f"the model returns {what}, not one float32 tensor")
@@ -280,9 +289,7 @@ class _Reading:
         return self.copies[target]
 
     def new_name(self, node: fx.Node) -> str:
-        name = str(node.target).removeprefix("0.") if node.op == "call_module" else node.name
-        taken = {op.name for op in self.ops}
-        return next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 1))) if n not in taken)
+        return unused(str(node.target).removeprefix("0.") if node.op == "call_module" else node.name, self.ops)
 
     def graph(self, output: Any) -> Graph:
         """The operations that the output depends on."""

@@ -8,7 +8,7 @@ operation. A module is translated as the function it calls.
 import inspect
 import itertools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,12 @@ class Slot:
         if not torch.isfinite(tensor).all():
             raise ValueError(f"layer {self.name} holds NaN or infinity: there is nothing exact to make of it")
         return np.add(tensor.detach().numpy(), np.float32(0), order="C")
+
+
+def unused(name: str, ops: Sequence[Op]) -> str:
+    """This name, with a number behind it if one of these operations has it."""
+    taken = {op.name for op in ops}
+    return next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 1))) if n not in taken)
 
 
 def _pair(numbers: Any) -> Pair:
@@ -210,8 +216,8 @@ def mean(slot: Slot, x: Op, dim: Any, keepdim: bool = False) -> Op | None:
     size = x.shape[1:]
     if keepdim:
         return slot.put(AvgPool2d, x, kernel=size, stride=size)
-    pooled = slot.put(AvgPool2d, x, kernel=size, stride=size, name=f"{slot.name}.pool", shape=(*slot.shape, 1, 1))
-    return slot.put(Flatten, pooled)
+    name = unused(f"{slot.name}.pool", slot.ops)
+    return slot.put(Flatten, slot.put(AvgPool2d, x, kernel=size, stride=size, name=name, shape=(*slot.shape, 1, 1)))
 
 
 def dropout(slot: Slot, x: Op, p: float = 0.5, training: bool = True, inplace: bool = False) -> Op | None:
@@ -225,8 +231,12 @@ def reorder(slot: Slot, x: Op, *_: Any, **__: Any) -> Op | None:
     return slot.put(Flatten, x) if len(slot.shape) == 1 else None
 
 
-def add(slot: Slot, a: Op, b: Any, alpha: Any = 1) -> Op | None:
-    return slot.put(Add, a, b) if isinstance(b, Op) and a.shape == b.shape and alpha == 1 else None
+def add(slot: Slot, a: Any, b: Any, alpha: Any = 1) -> Op | None:
+    if isinstance(b, Op) and isinstance(a, int) and a == 0 and alpha == 1:
+        return b  # where `sum` starts
+    if not isinstance(a, Op) or not isinstance(b, Op) or a.shape != b.shape or alpha != 1:
+        return None
+    return slot.put(Add, a, b)
 
 
 def cat(slot: Slot, tensors: Any, dim: int = 0) -> Op | None:
@@ -286,7 +296,7 @@ def translate(slot: Slot, target: Any, args: tuple[Any, ...], kwargs: dict[str, 
     values = [a for a in given if isinstance(a, Op)]
     if handler is None or not values or {len(shape) for shape in (slot.shape, *(v.shape for v in values))} - {1, 3}:
         return None
-    if len(values) > 1 and handler not in (add, cat):
+    if handler not in (add, cat) and (len(values) > 1 or not args or args[0] is not values[0]):
         return None
     if handler is not reorder and any(isinstance(a, fx.Node) for a in given):
         return None
