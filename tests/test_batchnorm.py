@@ -61,7 +61,16 @@ def test_a_mixture_of_at_most_so_many_images_is_used(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(batchnorm, "EXAMPLES", 90)
     monkeypatch.setattr(batchnorm, "EVALUATION_BATCH", 40)
     reestimate(model, data)
-    assert seen == [40, 40, 10]
+    assert seen == [30, 30, 30]
+
+
+def test_every_image_counts_alike_in_the_last_batch_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3072, 10)), toy(102, 10)
+    monkeypatch.setattr(batchnorm, "EVALUATION_BATCH", 100)
+    data.train_images[torch.randperm(102, generator=torch.Generator().manual_seed(batchnorm._SEED))[100:]] += 1000
+    reestimate(model, data)
+    mean = data.train_batch(torch.arange(102))[0].mean((0, 2, 3))
+    torch.testing.assert_close(model[0].running_mean, mean, rtol=1e-4, atol=1e-4)
 
 
 def test_a_failure_leaves_training_as_it_was() -> None:

@@ -113,7 +113,7 @@ def test_a_negative_warm_up_is_refused():
         chain(warm_up=-1)
 
 
-@pytest.mark.parametrize("num_examples", [None, 0])
+@pytest.mark.parametrize("num_examples", [None, 0, -5])
 def test_the_number_of_examples_is_asked_for_once_it_is_needed(num_examples):
     model = chain(num_examples=num_examples).to_variational_dropout()
     with pytest.raises(ValueError, match="num_examples"):

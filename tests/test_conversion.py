@@ -89,6 +89,25 @@ def test_a_shared_layer_is_converted_once_and_stays_shared():
     torch.testing.assert_close(kl_divergence(model), shared.kl_divergence())  # counted once
 
 
+def test_layers_that_have_seen_no_batch_are_refused():
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    with pytest.raises(ValueError, match="run one batch through it first"):
+        to_variational_dropout(model)
+    model(torch.zeros(2, 4))
+    assert isinstance(to_variational_dropout(model)[1], VariationalDropoutLinear)
+
+
+@pytest.mark.parametrize("model", [None, [nn.Linear(2, 2)]])
+def test_what_is_no_module_is_refused(model):
+    with pytest.raises(TypeError, match=r"give an nn\.Module"):
+        to_variational_dropout(model)
+
+
+def test_a_second_conversion_has_options_of_its_own():
+    layer = to_variational_dropout(nn.Linear(3, 2), shared_noise=True)
+    assert not to_variational_dropout(to_plain(layer), shared_noise=False).shared_noise
+
+
 def test_a_model_may_itself_be_a_layer():
     layer = nn.Linear(3, 2)
     assert isinstance(to_variational_dropout(layer), VariationalDropoutLinear)

@@ -128,6 +128,12 @@ def good(path):
     return path.read_bytes()
 
 
+def test_a_layer_may_be_called_like_the_weights_of_a_recurrent_one():
+    assert netfile.parameter_name("weight_head") == "weight_head.weight"
+    for name in ("weight_hh_l0", "rnn.weight_ih_l12_reverse", "weight_hr_l0"):
+        assert netfile.parameter_name(name) == name
+
+
 def test_missing_file(path):
     with pytest.raises(NetFileError, match=r"net\.npz: no such file"):
         netfile.read_arrays(path)

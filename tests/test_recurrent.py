@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vdbench import metrics, posterior
@@ -326,6 +327,21 @@ def test_a_padding_row_that_is_not_zero_is_refused():
     embedding = nn.Embedding.from_pretrained(torch.ones(5, 3), freeze=False, padding_idx=2)
     with pytest.raises(ValueError, match="the padding row of a variational embedding is zero"):
         to_variational_dropout(embedding)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("index", [-1, 5])
+def test_indices_out_of_range_are_refused(index, dtype):
+    layer = VariationalDropoutEmbedding(5, 3, dtype=dtype)
+    with pytest.raises(IndexError, match="indices are 0 to 4, not"):
+        layer(torch.tensor([[2, index]]))
+
+
+def test_recurrent_weights_that_are_computed_anew_are_refused():
+    net = nn.Sequential(nn.LSTM(4, 5))
+    prune.l1_unstructured(net[0], "weight_hh_l0", 0.5)
+    with pytest.raises(ValueError, match=r"0: weight_hh_l0 is computed anew at every call.* name it in skip"):
+        to_variational_dropout(net)
 
 
 def test_padding_has_no_noise_and_no_gradient():

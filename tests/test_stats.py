@@ -29,6 +29,11 @@ def test_interval_covers_the_true_mean_about_as_often_as_it_says():
     assert 180 <= covered <= 198
 
 
+def test_two_values_have_no_interval():
+    assert stats.summarise([1.0, 2.0]).interval is None
+    assert stats.summarise([1.0, 2.0, 3.0]).interval is not None
+
+
 def test_interval_is_the_same_every_time_and_widens_with_level():
     values = [1.0, 2.0, 4.0, 8.0]
     narrow, wide = stats.bootstrap_interval(values, level=0.5), stats.bootstrap_interval(values)

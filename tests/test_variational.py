@@ -10,6 +10,7 @@ import torch
 from scipy import special, stats
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from vdbench import posterior, variational
 from vdbench.posterior import EPS, K1, K2, K3
@@ -422,3 +423,17 @@ def test_sixteen_bit_layers_have_finite_gradients_and_the_same_kl(dtype):
     assert all(bool(p.grad.isfinite().all()) for p in layer.parameters())
     assert kl.item() == pytest.approx(twin.kl_divergence().item(), rel=1e-5)
     assert torch.equal(layer.mask, twin.mask)
+
+
+@pytest.mark.parametrize("layer", [VariationalDropoutLinear(6, 5), VariationalDropoutConv2d(6, 5, 1)])
+def test_activation_checkpoints(layer):
+    """Where a layer runs again in the backward pass, with the same noise, gradients are the same."""
+    batch = torch.randn(3, 6, *[1] * (layer.weight.dim() - 2))
+    gradients = []
+    for run in (layer, lambda x: checkpoint(layer, x, use_reentrant=False)):
+        torch.manual_seed(0)
+        layer.zero_grad()
+        run(batch).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in layer.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)

@@ -24,7 +24,8 @@ def reestimate(model: nn.Module, data: Dataset | Text) -> None:
     if not layers or isinstance(data, Text):
         return
     order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(_SEED))[:EXAMPLES]
-    batches = order.to(data.train_labels.device).split(EVALUATION_BATCH)
+    # of one size, or nearly: every batch counts as much as any other
+    batches = order.to(data.train_labels.device).tensor_split(-(-len(order) // EVALUATION_BATCH))
     momenta = [layer.momentum for layer in layers]
     try:
         with evaluating(model):
@@ -33,8 +34,7 @@ def reestimate(model: nn.Module, data: Dataset | Text) -> None:
                 layer.momentum = None  # the plain average over batches
                 layer.train()
             for batch in batches:
-                if len(batch) > 1 or len(batches) == 1:
-                    model(data.train_batch(batch)[0])
+                model(data.train_batch(batch)[0])
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

@@ -51,7 +51,7 @@ class VariationalDropoutChain(nn.Module):
             loss = functional.cross_entropy(self(x), t)
             self._class_loss = loss.detach()
             return loss
-        if not self.num_examples:
+        if self.num_examples is None or self.num_examples < 1:
             raise ValueError("the KL divergence is divided by the size of the training set: set num_examples")
         logits, kl = forward_with_kl(self, x)
         class_loss = functional.cross_entropy(logits, t)

@@ -159,7 +159,7 @@ def compile(args: argparse.Namespace) -> int:
     from vdbench.structure import LanguageModel, structure
 
     try:
-        model: Any = load_net(Path(args.net))[0] if Path(args.net).exists() else shipping.load(args.net)
+        model: Any = load_net(Path(args.net))[0] if Path(args.net).is_file() else shipping.load(args.net)
     except KeyError as error:
         raise records.RecordError(error.args[0]) from None
     if isinstance(model, LanguageModel):

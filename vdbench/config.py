@@ -95,6 +95,10 @@ class Experiment(Strict):
             raise ValueError(
                 f"model: {self.model} is not for {self.dataset}: LeNets are for digits, the rest for CIFAR"
             )
+        if self.dataset.startswith("folder:") and self.model.startswith("lenet"):
+            raise ValueError(
+                f"model: {self.model} is not for {self.dataset}: LeNets take grey images, these are in colour"
+            )
         if self.model == "rnnlm_lstm_onehot" and self.timed:
             raise ValueError(f"timed: dense engines would multiply the one-hot words of {self.model}; it is not timed")
         if self.augment and is_text:

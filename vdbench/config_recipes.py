@@ -49,12 +49,20 @@ class VariationalRecipe(DenseRecipe):
     With one below 1 less is removed, with one above 1 more; the loss is the negative evidence lower bound at 1 alone.
     """
 
-    initial_log_sigma2: float = Field(-10.0, description="log variance every weight starts with")
+    initial_log_sigma2: float = Field(-10.0, ge=-20, le=5, description="log variance every weight starts with")
     log_sigma2_learning_rate: float | None = Field(None, gt=0, description="own rate for log_sigma2, else the same")
     kl_zero_epochs: int = Field(0, ge=0, description="epochs with KL weight 0 before the one it rises from")
     kl_warmup_epochs: int = Field(0, ge=0, description="epochs over which the KL weight then rises to its last value")
     final_kl_weight: float | None = Field(None, gt=0, le=10, description="last value of the KL weight, else 1")
     mask_in_training: bool = Field(True, description="zero the mean of weights over the threshold in training too")
+
+    @model_validator(mode="after")
+    def _divergence_counts(self) -> Self:
+        if self.kl_zero_epochs >= self.epochs:
+            raise ValueError(
+                f"kl_zero_epochs ({self.kl_zero_epochs}) leaves none of epochs ({self.epochs}) with a KL weight"
+            )
+        return self
 
 
 class GradualRecipe(DenseRecipe):

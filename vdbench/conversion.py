@@ -51,16 +51,21 @@ def to_variational_dropout(
             for a model with recurrent layers and false for any other.
 
     Raises:
-        ValueError: a name in `skip` that the model does not have, no layer to convert, a layer with a setting that its
+        TypeError: not a module. ValueError: a name in `skip` that the model does not have, no layer to convert, layers
+            that learn their shape from their first batch, which they have not seen, a layer with a setting that its
             variational counterpart cannot have, a parameter that several layers share, or an option out of range; the
             model is then as it was.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is a {type(model).__name__}: give an nn.Module")
     skip = [skip] if isinstance(skip, str) else skip
     names = {name for name, _ in model.named_modules(remove_duplicate=False)}
     if unknown := set(skip) - names:
         raise ValueError(f"skip names {sorted(unknown)}, which this model does not have; it has {sorted(names - {''})}")
     spared = {id(inner) for name in skip for inner in model.get_submodule(name).modules()}
     layers = {name: m for name, m in model.named_modules() if type(m) in KINDS and id(m) not in spared}
+    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in model.parameters()):
+        raise ValueError(f"{type(model).__name__} has layers without weights yet: run one batch through it first")
     if not layers:
         already = ", ".join(name or "itself" for name, _ in variational_layers(model))
         why = f"; it is variational already: {already}" if already else ""
@@ -81,8 +86,8 @@ def to_variational_dropout(
         layer.__class__ = KINDS[type(layer)]
         assert isinstance(layer, VariationalDropout)
         layer._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
-        if isinstance(layer, SingleWeight) and shared_noise:
-            layer.shared_noise = True
+        if isinstance(layer, SingleWeight):
+            layer.shared_noise = shared_noise
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # torch's fast path would read weights past the layers, unmasked

@@ -5,6 +5,7 @@ distances between the flat positions of its nonzero values; every other tensor i
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vdbench.records import RecordError, atomic_write
 
 FORMAT = 1
 LARGEST = 4 << 30  # bytes of all tensors together
+_OF_RECURRENT_LAYERS = re.compile(r"weight_(ih|hh|hr)_l\d+(_reverse)?")  # these have several, and name them
 
 
 class NetFileError(RecordError):
@@ -23,7 +25,7 @@ class NetFileError(RecordError):
 
 def parameter_name(layer: str) -> str:
     """The name in a state dict of a layer's weight tensor; a model that is itself the layer has the empty name."""
-    if layer.rpartition(".")[2].startswith("weight_"):
+    if _OF_RECURRENT_LAYERS.fullmatch(layer.rpartition(".")[2]):
         return layer
     return f"{layer}.weight" if layer else "weight"
 
@@ -78,5 +80,7 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except FileNotFoundError:
         raise NetFileError(f"{path}: no such file") from None
     except Exception as error:  # zipfile, zlib and NumPy's header parser each raise their own kinds on damaged bytes
-        raise NetFileError(f"{path}: not a pruned net ({reason(error)}); delete it and rerun its prune job") from None
+        raise NetFileError(
+            f"{path}: not a pruned net ({reason(error)}); if a prune job made it, delete it and rerun that"
+        ) from None
     return arrays | content, meta

@@ -168,11 +168,12 @@ class Posterior(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        if len(ctx.saved_tensors) == 2:
-            weight, log_sigma2 = ctx.saved_tensors
+        saved = ctx.saved_tensors  # which may be unpacked once, where activations are checkpointed
+        if len(saved) == 2:
+            weight, log_sigma2 = saved
             _, _, variance, by_weight, by_log_sigma2 = _fused_posterior(weight, log_sigma2, ctx.alpha_limit)
         else:
-            weight, variance, by_weight, by_log_sigma2 = ctx.saved_tensors
+            weight, variance, by_weight, by_log_sigma2 = saved
         if ctx.fused and is_fused(weight, grad_mean, grad_variance):
             from vdbench import kernels
 

@@ -37,6 +37,13 @@ class _Recurrent(VariationalDropout, nn.RNNBase):
     """What the recurrent layers share. The log variances of `weight_hh_l0` are `weight_hh_l0_log_sigma2`; biases have
     none."""
 
+    @classmethod
+    def refuses(cls, layer: nn.Module) -> str | None:
+        computed = [name for name in layer._flat_weights_names if name not in layer._parameters]  # type: ignore[union-attr]
+        if computed:
+            return f"{', '.join(computed)} is computed anew at every call, as pruning and weight_norm do"
+        return super().refuses(layer)
+
     def _weight_names(self) -> Iterator[str]:
         return (name for name in self._flat_weights_names if name.startswith("weight"))
 
@@ -154,6 +161,8 @@ class VariationalDropoutEmbedding(SingleWeight, nn.Embedding):
             output = functional.embedding(input, self._samples()["weight"])
         else:
             rows, places = torch.unique(input, return_inverse=True)
+            if len(rows) and not 0 <= rows[0] <= rows[-1] < self.num_embeddings:
+                raise IndexError(f"indices are 0 to {self.num_embeddings - 1}, not {int(rows[0])} to {int(rows[-1])}")
             output = functional.embedding(places, self._samples(rows)["weight"])
         if self.padding_idx is None:
             return output

@@ -71,11 +71,12 @@ def summarise(values: Sequence[float]) -> Summary | None:
 def bootstrap_interval(
     values: Sequence[float], statistic: Callable[..., np.ndarray] = np.mean, *, level: float = LEVEL, seed: int = 0
 ) -> tuple[float, float] | None:
-    """Percentile bootstrap interval (Efron 1979) of a statistic that takes `axis`; None for fewer than two values.
+    """Percentile bootstrap interval (Efron 1979) of a statistic that takes `axis`; None for fewer than three
+    values: of two it would be these two, which says nothing of 95 %.
 
     With three to five values it covers less than `level`: quote n with it.
     """
-    if len(values) < 2:
+    if len(values) < 3:
         return None
     resampled = np.asarray(values, dtype=float)[_draws(len(values), seed)]
     low, high = np.quantile(statistic(resampled, axis=1), [(1 - level) / 2, (1 + level) / 2])

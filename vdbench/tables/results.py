@@ -109,6 +109,16 @@ def source_notes(sources: Sources, notes: Mapping[str, Sequence[str]]) -> list[s
         for (experiment, method, seed), record in reversed(bad.items()):
             why = f" ({record.message})" if record.message else ""
             lines.append(f"{source}: {experiment}/{method}/seed{seed}: {record.status}{why}; not in any mean")
+        trained_on: dict[tuple[str, str], set[str]] = {}
+        for record in records:
+            if record.stage == "train" and "data" in record.inputs:
+                trained_on.setdefault((record.experiment, record.dataset), set()).add(record.inputs["data"])
+        for (experiment, dataset), contents in trained_on.items():
+            if len(contents) > 1:
+                lines.append(
+                    f"{source}: {experiment}: {dataset} changed between its runs: their numbers are of {len(contents)} "
+                    "sets of data; delete the older results"
+                )
         for stage in ("train", "prune", "time"):
             digests = Counter(record.code_digest[:12] for record in records if record.stage == stage)
             if len(digests) > 1:

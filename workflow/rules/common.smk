@@ -140,10 +140,14 @@ def mirror(wildcards, input):
     return ["--mirror", SUITE.mirror] if SUITE.mirror else []
 
 
+def inputs(wildcards, input):
+    """The files a job starts from, as the flags of its verb."""
+    return [word for name, path in input.items() if name != "data" and path for word in (f"--{name}", path)]
+
+
 def given(wildcards, input):
-    """What a job starts from, as the flags of its verb."""
-    inputs = [word for name, path in input.items() if name != "data" and path for word in (f"--{name}", path)]
-    return inputs + mirror(wildcards, input)
+    """The same, and where data comes from."""
+    return inputs(wildcards, input) + mirror(wildcards, input)
 
 
 def records(wildcards):

@@ -17,7 +17,7 @@ rule time_inference:
         spec=time_spec,
         versions=versions("time"),
         folder=subpath(output[0], parent=True),
-        given=given,
+        given=inputs,
     shell:
         "vdbench time --suite {wildcards.suite:q} --spec {params.spec:q} --output {params.folder:q}"
         " {params.given:q} --log {log:q}"
