@@ -44,7 +44,9 @@ faults: .venv/dev
 	FUZZ_EXAMPLES=$(EXAMPLES) pytest -q tests/faults/test_fuzz.py
 
 benchmark: .venv/dev
-	pytest -q tests/benchmarks --benchmark-only
+	mkdir -p results
+	pytest -q tests/benchmarks --benchmark-only --benchmark-json results/benchmarks.json
+	python tests/benchmarks/table.py results/benchmarks.json
 
 
 .venv/bin/python:

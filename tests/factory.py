@@ -232,7 +232,8 @@ def pruned_arrays(item: Record) -> dict[str, np.ndarray]:
 
 SPEED = {"torch_dense": 1.0, "torch_channels_last": 1.2, "onnxruntime": 1.8, "openvino": 1.6, "mnn_dense": 1.4}
 SPARSE_SPEED = {"vdbench": 30.0, "mnn_sparse": 6.0, "scipy_csr": 3.0, "torch_csr": 0.6, "sparse_dot_mkl": 2.0}
-SPARSE_SPEED |= {"torch_compacted": 1.5, "onnxruntime_compacted": 2.5, "im2col_scipy": 0.8}
+SPARSE_SPEED |= {"torch_compacted": 1.5, "onnxruntime_compacted": 2.5, "openvino_compacted": 2.2, "mnn_compacted": 1.9}
+SPARSE_SPEED |= {"im2col_scipy": 0.8}
 
 
 def timings(settings: config_timing.Timing, rng: np.random.Generator, density: float = 0.05) -> list[Timing]:

@@ -162,6 +162,7 @@ def test_backends_run_a_layer_by_itself_and_a_net_with_normalisation(name):
         nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6, eps=1e-3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.5),
         nn.Flatten(), nn.Linear(96, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4, bias=False),
     ).eval()  # fmt: skip
+    nn.init.zeros_(blocks[-1].weight[:, :2])  # two units are dead
     for net, shape in ((blocks, (3, 8, 8)), (nn.Linear(20, 7), (20,)), (nn.Conv2d(4, 6, 3, padding=1), (4, 8, 8))):
         images = generator.normal(size=(3, *shape)).astype(np.float32)
         with torch.no_grad():
@@ -202,6 +203,13 @@ def test_mkl_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(matrices, "files", nothing)
     with pytest.raises(BackendMissing, match="mkl is not installed: pip install"):
         matrices.sparse_dot_mkl(tiny.sparse_net("lenet300100"), IMAGES, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name.endswith("_compacted")])
+def test_a_net_without_dead_units_is_not_timed_twice_by_dense_engines(name):
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)).eval()
+    with pytest.raises(BackendMissing, match="no dead units"):
+        BACKENDS[name](net, np.ones((2, 6), np.float32), 1)
 
 
 def test_every_backend_has_its_function_and_its_name():

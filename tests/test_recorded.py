@@ -1,10 +1,12 @@
 """What the project ships of its own runs: tables that follow from the records, and nets that are what they say."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import table
 
 from vdbench import cli, costs, current, data, metrics, netfile, records, shipping, tables
 from vdbench.config import BASELINE_METHODS, load_suite
@@ -57,6 +59,11 @@ def test_readme_shows_the_recorded_speeds():
         parts += [tables.speeds(suite, {"recorded": timed}, name) for name in names]
     assert shown
     assert shown[1] == "\n\n".join(parts) + "\n"
+
+
+def test_readme_shows_the_recorded_training_steps():
+    written = json.loads(table.RECORDED.read_text(encoding="utf-8"))
+    assert table.shown((ROOT / "README.md").read_text(encoding="utf-8")) == table.render(written)
 
 
 def test_the_page_on_clusters_shows_what_the_recorded_runs_took():

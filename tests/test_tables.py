@@ -206,6 +206,15 @@ def test_sources_are_columns_side_by_side(suite):
     assert warm_up["This machine"] == "–"
 
 
+def test_runs_on_data_that_changed_in_between_are_told(suite, tmp_path):
+    made = [
+        factory.record(suite, "fc", "dense", seed, "train", inputs={"data": data}) for seed, data in enumerate("ab")
+    ]
+    tables.write_tables(suite, {HERE: made}, {HERE: []}, tmp_path)
+    text = (tmp_path / "table1.md").read_text()
+    assert "fc: mnist changed between its runs: their numbers are of 2 sets of data" in text
+
+
 def test_records_of_two_states_of_the_code_are_a_footnote(suite, tmp_path):
     one = factory.record(suite, "fc", "dense", 0)
     other = factory.record(suite, "fc", "dense", 1, code_digest="fedcba9876543210")
@@ -227,6 +236,21 @@ def test_speedup_names_backends_that_were_not_timed(suite, tmp_path):
     assert one.speedup_low <= one.speedup <= one.speedup_high and one.speedup == pytest.approx(3, rel=0.1)
     assert (one.best_dense, one.over_torch) == ("torch_dense", one.speedup)
     assert "onnxruntime, dense not timed: not installed" in (tmp_path / "speedup.md").read_text()
+
+
+def test_speedup_names_the_nets_of_a_grid_that_an_engine_left_out(tmp_path):
+    suite = factory.untrained_suite(batch_sizes=[1])
+    no_linear, no_dead = "the net has no Linear", "the net has no dead units"
+    made = []
+    for density in (1, 0.3, 0.1, 0.02):
+        why = {"scipy_csr": no_linear, "torch_csr": no_linear} | ({"mnn_compacted": no_dead} if density > 0.2 else {})
+        record = factory.untrained_record(suite, "conv", f"density{density:g}")
+        made.append(record.model_copy(update={"missing_backends": why}))
+    tables.write_tables(suite, {HERE: made}, {HERE: []}, tmp_path)
+    text = (tmp_path / "speedup.md").read_text()
+    assert text.count("not timed") == 2
+    assert f"conv: SciPy CSR; torch CSR not timed: {no_linear}" in text
+    assert f"conv, 100 % of the weights; 30 % of the weights: MNN, compacted not timed: {no_dead}" in text
 
 
 def test_speedup_is_against_the_best_dense_engine_and_says_which(suite, tmp_path):

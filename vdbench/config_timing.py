@@ -12,6 +12,8 @@ Backend = Literal[
     "mnn_dense",
     "torch_compacted",
     "onnxruntime_compacted",
+    "openvino_compacted",
+    "mnn_compacted",
     "mnn_sparse",
     "scipy_csr",
     "torch_csr",
@@ -36,7 +38,7 @@ Density = Annotated[float, Field(gt=0, le=1)]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Timing(Strict):

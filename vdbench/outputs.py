@@ -39,6 +39,8 @@ BACKENDS: dict[Backend, str] = {
     "mnn_dense": "MNN, dense",
     "torch_compacted": "torch, compacted",
     "onnxruntime_compacted": "onnxruntime, compacted",
+    "openvino_compacted": "OpenVINO, compacted",
+    "mnn_compacted": "MNN, compacted",
     "mnn_sparse": "MNN, sparse",
     "scipy_csr": "SciPy CSR",
     "torch_csr": "torch CSR",

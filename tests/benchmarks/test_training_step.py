@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vdbench import outputs
 from vdbench.config import DenseRecipe, VariationalRecipe
 from vdbench.conversion import to_variational_dropout
 from vdbench.models import MODELS
@@ -132,7 +133,7 @@ def test_variational_step(benchmark, steps, model, capsys):
     seconds["variational"] = benchmark.stats.stats.data
     typical = {name: statistics.median(taken) for name, taken in seconds.items()}
     ratios = {name: round(typical[name] / typical["dense"], 2) for name in ("variational", "textbook")}
-    benchmark.extra_info.update(ratios | {"target": TARGETS[model]})
+    benchmark.extra_info.update({"net": outputs.MODELS[model], "target": TARGETS[model]} | ratios)
     with capsys.disabled():
         print(
             f"\n{model}: dense step {1e3 * typical['dense']:.2f} ms; in dense steps: variational "

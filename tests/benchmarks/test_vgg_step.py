@@ -157,7 +157,7 @@ def test_variational_step(benchmark, width, capsys):
     typical = {kind: statistics.median(taken) for kind, taken in seconds.items()}
     dense = min(typical[kind] for kind in kinds if kind.startswith("dense"))
     ratios = {kind: round(taken / dense, 2) for kind, taken in typical.items()}
-    benchmark.extra_info.update(ratios | {"target": TARGETS[width]})
+    benchmark.extra_info.update({"net": f"VGG-like, k = {width:g}", "target": TARGETS[width]} | ratios)
     with capsys.disabled():
         others = ", ".join(f"{kind} {ratio}" for kind, ratio in ratios.items() if kind != "variational")
         print(
@@ -180,7 +180,8 @@ def test_memory_of_a_variational_step(benchmark, width, capsys):
 
     memory, noisy, dense = benchmark.pedantic(ratio, args=(False,), rounds=1)
     fragmented, *_ = ratio(True)
-    benchmark.extra_info.update({"memory": memory, "memory_target": MEMORY_TARGET, "memory_untold": fragmented})
+    found = {"memory": memory, "memory_target": MEMORY_TARGET, "memory_untold": fragmented}
+    benchmark.extra_info.update({"net": f"VGG-like, k = {width:g}"} | found)
     with capsys.disabled():
         print(
             f"\nwidth {width:g}: memory of a variational step {noisy:.0f} MB, of a dense one {dense:.0f} MB: {memory} "

@@ -15,7 +15,15 @@ from vdbench.sparse.language import SparseLanguageModel
 from vdbench.sparse.peers import language
 from vdbench.sparse.peers.common import BackendMissing as BackendMissing
 from vdbench.sparse.peers.common import Build, Run
-from vdbench.sparse.peers.engines import mnn_dense, mnn_sparse, onnxruntime, onnxruntime_compacted, openvino
+from vdbench.sparse.peers.engines import (
+    mnn_compacted,
+    mnn_dense,
+    mnn_sparse,
+    onnxruntime,
+    onnxruntime_compacted,
+    openvino,
+    openvino_compacted,
+)
 from vdbench.sparse.peers.matrices import im2col_scipy, scipy_csr, sparse_dot_mkl, torch_csr
 from vdbench.sparse.peers.pytorch import torch_channels_last, torch_compacted, torch_dense
 
@@ -39,6 +47,8 @@ BACKENDS: dict[Backend, Build] = {
     "mnn_dense": mnn_dense,
     "torch_compacted": torch_compacted,
     "onnxruntime_compacted": onnxruntime_compacted,
+    "openvino_compacted": openvino_compacted,
+    "mnn_compacted": mnn_compacted,
     "mnn_sparse": mnn_sparse,
     "scipy_csr": scipy_csr,
     "torch_csr": torch_csr,

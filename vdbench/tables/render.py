@@ -150,7 +150,7 @@ def write(document: Document, folder: Path) -> list[Path]:
     """One file a format, named after the document's label."""
     texts = {
         "html": to_html(document),
-        "csv": document.numbers.to_csv(index=False, lineterminator="\n"),
+        "csv": document.numbers.to_csv(index=False, lineterminator="\n", float_format="%.9g"),
         "md": to_markdown(document),
         "tex": to_latex(document),
     }

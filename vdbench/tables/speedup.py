@@ -27,7 +27,7 @@ _READING = "Language models read on where the call before ended; in vdbench call
 _COLUMNS = ["experiment", "model", "method", "seed", "source", "density", "backend", "device", "threads", "batch_size"]
 _COLUMNS += ["steps", "n", "median_s", "us_per_example", "best_dense", "speedup", "speedup_low", "speedup_high"]
 _COLUMNS += ["over_torch", "gflops", "of_limit", "cpu"]
-_IN_TERMINAL = ["Weights left", "Batch", "vdbench, µs", "Over best dense", "Best dense, µs", "Best other, µs"]
+_IN_TERMINAL = ["Net", "Weights left", "Batch", "vdbench, µs", "Over best dense", "Best dense, µs", "Best other, µs"]
 
 
 def document(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]]) -> Document:
@@ -89,13 +89,24 @@ def _limits(timed: Iterable[tuple[str, Record]]) -> Iterator[str]:
 
 
 def _missing(name: str, records: Sequence[tuple[str, Record]]) -> list[str]:
-    """A line for every engine that was not timed; once for all nets of a grid."""
-    lines = [
-        f"{source}: {name}: {outputs.BACKENDS.get(backend, backend)} not timed: {why}"  # type: ignore[call-overload]
-        for source, record in records
-        for backend, why in record.missing_backends.items()
-    ]
-    return list(dict.fromkeys(lines))
+    """A line for every reason why engines were not timed, and for the nets of a grid that it holds for."""
+    nets: dict[tuple[str, str, str], list[str]] = {}  # by source, engine and reason
+    for source, record in records:
+        for backend, why in record.missing_backends.items():
+            nets.setdefault((source, _engine(backend), why), []).append(_net(record))
+    engines: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}  # by source, reason and nets
+    for (source, engine, why), of in nets.items():
+        engines.setdefault((source, why, tuple(of)), []).append(engine)
+    lines = []
+    for (source, why, of), left_out in engines.items():
+        where = "" if len(of) == sum(own == source for own, _ in records) else f", {'; '.join(of)}"
+        lines.append(f"{source}: {name}{where}: {'; '.join(left_out)} not timed: {why}")
+    return lines
+
+
+def _net(record: Record) -> str:
+    method = outputs.method(record.method)
+    return method if record.method.startswith("density") else f"{method}, seed {record.seed}"
 
 
 def _sections(suite: Suite, name: str, records: Sequence[tuple[str, Record]]) -> Iterator[Section]:
@@ -135,12 +146,14 @@ def _contest(records: Sequence[Record]) -> pd.DataFrame:
     """vdbench, the fastest dense engine and the fastest of all others, for every net and setting."""
     rows = []
     for record in records:
+        net = NOTHING if len(records) == 1 or record.method.startswith("density") else _net(record)
         found = speedups(record)
         for setting in sorted({item.timing.setting for item in found}):
             here = [item for item in found if item.timing.setting == setting]
             ours, dense, other = contestants(here)
             rows.append(
                 {
+                    "Net": net,
                     "Weights left": _density(record),
                     "Threads": str(here[0].timing.threads),
                     "Batch": here[0].timing.batch,

@@ -38,8 +38,7 @@ def onnxruntime_compacted(model: nn.Module, example: np.ndarray, threads: int) -
     return _in_onnxruntime(compacted(model, example), threads)
 
 
-def openvino(model: nn.Module, example: np.ndarray, threads: int) -> Run:
-    """OpenVINO, dense, in float32."""
+def _in_openvino(graph: Graph, threads: int) -> Run:
     try:
         from openvino import Core
     except ImportError as error:
@@ -51,9 +50,19 @@ def openvino(model: nn.Module, example: np.ndarray, threads: int) -> Run:
         "ENABLE_CPU_PINNING": False,
     }
     core = Core()
-    compiled = core.compile_model(core.read_model(_exported(traced(model, example))), "CPU", settings)
+    compiled = core.compile_model(core.read_model(_exported(graph)), "CPU", settings)
     request, output = compiled.create_infer_request(), compiled.output(0)
     return lambda images: request.infer([images], share_inputs=True)[output]
+
+
+def openvino(model: nn.Module, example: np.ndarray, threads: int) -> Run:
+    """OpenVINO, dense, in float32."""
+    return _in_openvino(traced(model, example), threads)
+
+
+def openvino_compacted(model: nn.Module, example: np.ndarray, threads: int) -> Run:
+    """OpenVINO on the net without its dead units."""
+    return _in_openvino(compacted(model, example), threads)
 
 
 def _in_mnn(graph: Graph, threads: int, *flags: str) -> Run:
@@ -85,6 +94,11 @@ def _in_mnn(graph: Graph, threads: int, *flags: str) -> Run:
 def mnn_dense(model: nn.Module, example: np.ndarray, threads: int) -> Run:
     """MNN, dense; its 3x3 convolutions are Winograd's."""
     return _in_mnn(traced(model, example), threads)
+
+
+def mnn_compacted(model: nn.Module, example: np.ndarray, threads: int) -> Run:
+    """MNN on the net without its dead units."""
+    return _in_mnn(compacted(model, example), threads)
 
 
 def mnn_sparse(model: nn.Module, example: np.ndarray, threads: int) -> Run:

@@ -85,13 +85,8 @@ def sparse_dot_mkl(model: nn.Module, example: np.ndarray, threads: int) -> Run:
         csr = _csr(layer)
         return _SparseLinear(lambda value: torch.from_numpy(multiply(csr, value.numpy())), layer.bias)
 
-    run = through_torch(_swapped(model, make, nn.Linear))
-
-    def with_threads(images: np.ndarray) -> np.ndarray:
-        set_threads(threads)
-        return run(images)
-
-    return with_threads
+    set_threads(threads)
+    return through_torch(_swapped(model, make, nn.Linear))
 
 
 def _mkl() -> tuple[Callable[..., Any], Callable[[int], None]]:
@@ -99,7 +94,6 @@ def _mkl() -> tuple[Callable[..., Any], Callable[[int], None]]:
     try:
         libraries = [file.locate() for file in files("mkl") or [] if "mkl_rt" in file.name]
         os.environ.setdefault("MKL_RT", str(Path(str(libraries[0])).resolve()))
-        os.environ.setdefault("KMP_BLOCKTIME", "0")  # else its threads spin on while others are timed
         from sparse_dot_mkl import dot_product_mkl, mkl_set_num_threads
     except (PackageNotFoundError, IndexError):
         raise not_installed("mkl") from None

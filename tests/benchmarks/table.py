@@ -1,0 +1,56 @@
+"""What a training step of variational dropout costs, as the README shows it, from what benchmarks wrote down.
+
+`python tests/benchmarks/table.py results/benchmarks.json` prints it, and with `--write` puts it into README.md.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+ROOT = Path(__file__).parent.parent.parent
+RECORDED = ROOT / "results" / "recorded" / "benchmarks" / "steps.json"
+_SHOWN = re.compile(r"(?<=<!-- steps: `python tests/benchmarks/table.py` -->\n\n).*?(?=\n\n<!-- /steps -->)", re.DOTALL)
+_HEADERS = ["net", "variational step", "at most", "textbook layer", "cplxmodule", "memory", "at most"]
+
+
+def render(written: dict[str, Any]) -> str:
+    """A row a net, in Markdown. A net's step and its memory may have been measured by two benchmarks."""
+    nets: dict[str, dict[str, Any]] = {}
+    for benchmark in written["benchmarks"]:
+        info = benchmark["extra_info"]
+        if "net" in info:
+            nets.setdefault(info["net"], {}).update(info)
+    if not nets:
+        raise ValueError("no training step was measured: run the benchmarks named *_step")
+    keys = ("variational", "target", "textbook", "cplxmodule", "memory", "memory_target")
+    rows = [[net, *(f"{info[key]:.3g}" if key in info else "–" for key in keys)] for net, info in nets.items()]
+    return tabulate(rows, _HEADERS, tablefmt="github", disable_numparse=True)
+
+
+def shown(page: str) -> str:
+    """The table that a page shows."""
+    found = _SHOWN.search(page)
+    if found is None:
+        raise ValueError("the page has no place for steps")
+    return found[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, nargs="?", default=RECORDED, help="what --benchmark-json wrote")
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    chosen = parser.parse_args()
+    table = render(json.loads(chosen.file.read_text(encoding="utf-8")))
+    print(table)
+    if chosen.write:
+        page = ROOT / "README.md"
+        text = page.read_text(encoding="utf-8")
+        page.write_text(text.replace(shown(text), table), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
