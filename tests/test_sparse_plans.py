@@ -179,4 +179,4 @@ def test_the_fastest_call_counts_and_hopeless_ones_are_given_up():
     assert len(calls) >= 4  # a warm-up and three at least
     calls.clear()
     fastest(lambda: calls.append(None), limit=0.0)
-    assert len(calls) == 2  # the warm-up tells nothing
+    assert len(calls) == 3  # the warm-up tells nothing, and one call may have been held up
