@@ -123,7 +123,11 @@ def test_merged_keys_may_be_overridden():
         ("experiments/fc/seeds", [], "my.yaml: experiments.fc.seeds: "),
         ("experiments/fc/seeds", [1, 1], "duplicates"),
         ("experiments/fc/threshold", 9, "my.yaml: experiments.fc.threshold: "),
-        ("experiments/fc/dataset", "folder:cats", "lenet300100 is not for folder:cats: LeNets take grey images"),
+        (
+            "experiments/fc/dataset",
+            "folder:cats",
+            "model: lenet300100 is not for folder:cats: LeNets are for digits, the rest for images in colour",
+        ),
         ("experiments/fc/methods/vd_finetune/initial_log_sigma2", float("inf"), "initial_log_sigma2: "),
         ("experiments/fc/methods/dense/learning_rate", float("nan"), "learning_rate: "),
         (

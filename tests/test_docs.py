@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import vdbench
+from vdbench import pages
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "vdbench" / "sparse" / "README.md"]
@@ -31,3 +32,13 @@ def test_names_of_the_package_resolve(page):
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
     assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def test_parts_of_pages_are_replaced_and_nothing_else():
+    page = (
+        "a\n<!-- one: `make one` -->\n\nold\n\n<!-- /one -->\nb\n<!-- two: `make two` -->\n\nolder\n\n<!-- /two -->\n"
+    )
+    assert (pages.shown(page, "one"), pages.shown(page, "two")) == ("old", "older")
+    assert pages.replaced(page, "two", r"new \1") == page.replace("older", r"new \1")
+    with pytest.raises(ValueError, match="the page has no part three"):
+        pages.shown(page, "three")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from benchmarks import table
 
-from vdbench import cli, costs, current, data, metrics, netfile, records, shipping, tables
+from vdbench import cli, costs, current, data, metrics, netfile, pages, records, shipping, tables
 from vdbench.config import BASELINE_METHODS, load_suite
 from vdbench.pruning import load_net
 from vdbench.sparse import SparseModule, to_cpu_sparse
@@ -63,12 +63,12 @@ def test_readme_shows_the_recorded_speeds():
 
 def test_readme_shows_the_recorded_training_steps():
     written = json.loads(table.RECORDED.read_text(encoding="utf-8"))
-    assert table.shown((ROOT / "README.md").read_text(encoding="utf-8")) == table.render(written)
+    assert pages.shown((ROOT / "README.md").read_text(encoding="utf-8"), "steps") == table.render(written)
 
 
 def test_the_page_on_clusters_shows_what_the_recorded_runs_took():
     page = (ROOT / costs.PAGE).read_text(encoding="utf-8")
-    assert costs.shown(page) == costs.render(ROOT) != ""
+    assert pages.shown(page, "costs") == costs.render(ROOT) != ""
 
 
 def test_shipped_nets_have_the_weights_that_their_records_count(found):

@@ -90,14 +90,9 @@ class Experiment(Strict):
         is_text = self.dataset in TEXT_DATASETS or self.dataset.startswith("text:")
         if is_text != (self.model in get_args(_LanguageModel)):
             raise ValueError(f"model: {self.model} is not for {self.dataset}: language models are for texts")
-        known = self.dataset in get_args(DatasetName) and not is_text
-        if known and (self.dataset in GREY_DATASETS) != self.model.startswith("lenet"):
+        if not is_text and (self.dataset in GREY_DATASETS) != self.model.startswith("lenet"):
             raise ValueError(
-                f"model: {self.model} is not for {self.dataset}: LeNets are for digits, the rest for CIFAR"
-            )
-        if self.dataset.startswith("folder:") and self.model.startswith("lenet"):
-            raise ValueError(
-                f"model: {self.model} is not for {self.dataset}: LeNets take grey images, these are in colour"
+                f"model: {self.model} is not for {self.dataset}: LeNets are for digits, the rest for images in colour"
             )
         if self.model == "rnnlm_lstm_onehot" and self.timed:
             raise ValueError(f"timed: dense engines would multiply the one-hot words of {self.model}; it is not timed")

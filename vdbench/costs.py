@@ -3,7 +3,6 @@
 `python -m vdbench.costs` writes it there.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from vdbench import current, planning, records, shipping
+from vdbench import current, pages, planning, records, shipping
 from vdbench.config import Suite, load_suite
 from vdbench.estimates import Past
 from vdbench.records import Record
@@ -19,7 +18,6 @@ from vdbench.records import Record
 PAGE = Path("docs/cluster.md")
 SUITES = ("configs/paper.yaml",)  # those whose every run is recorded
 SEEDS, NODES = 5, (1, 2, 4, 8, 16, 32)
-_SHOWN = re.compile(r"(?<=<!-- costs: `python -m vdbench.costs` -->\n\n).*?(?=\n\n<!-- /costs -->)", re.DOTALL)
 
 
 def render(root: Path = Path()) -> str:
@@ -88,11 +86,5 @@ def _table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
     return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
 
 
-def shown(page: str) -> str:
-    """What a page says of it."""
-    found = _SHOWN.search(page)
-    return found[0] if found else ""
-
-
 if __name__ == "__main__":
-    PAGE.write_text(_SHOWN.sub(lambda _: render(), PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(pages.replaced(PAGE.read_text(encoding="utf-8"), "costs", render()), encoding="utf-8")

@@ -5,15 +5,15 @@
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
+from vdbench import pages
+
 ROOT = Path(__file__).parent.parent.parent
 RECORDED = ROOT / "results" / "recorded" / "benchmarks" / "steps.json"
-_SHOWN = re.compile(r"(?<=<!-- steps: `python tests/benchmarks/table.py` -->\n\n).*?(?=\n\n<!-- /steps -->)", re.DOTALL)
 _HEADERS = ["net", "variational step", "at most", "textbook layer", "cplxmodule", "memory", "at most"]
 
 
@@ -31,14 +31,6 @@ def render(written: dict[str, Any]) -> str:
     return tabulate(rows, _HEADERS, tablefmt="github", disable_numparse=True)
 
 
-def shown(page: str) -> str:
-    """The table that a page shows."""
-    found = _SHOWN.search(page)
-    if found is None:
-        raise ValueError("the page has no place for steps")
-    return found[0]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, nargs="?", default=RECORDED, help="what --benchmark-json wrote")
@@ -48,8 +40,7 @@ def main() -> None:
     print(table)
     if chosen.write:
         page = ROOT / "README.md"
-        text = page.read_text(encoding="utf-8")
-        page.write_text(text.replace(shown(text), table), encoding="utf-8")
+        page.write_text(pages.replaced(page.read_text(encoding="utf-8"), "steps", table), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from vdbench.steps import build_optimizer
 from vdbench.variational import forward_with_kl
 
 TARGETS, MEMORY_TARGET = {0.25: 2.0, 1.0: 1.7}, 2.2
+NETS = {width: f"VGG-like, k = {width:g}" for width in TARGETS}
 BATCH, NUM_EXAMPLES = 100, 50_000
 WARM_UP = 2
 ROUNDS = {0.25: 15, 1.0: 5}
@@ -157,7 +158,7 @@ def test_variational_step(benchmark, width, capsys):
     typical = {kind: statistics.median(taken) for kind, taken in seconds.items()}
     dense = min(typical[kind] for kind in kinds if kind.startswith("dense"))
     ratios = {kind: round(taken / dense, 2) for kind, taken in typical.items()}
-    benchmark.extra_info.update({"net": f"VGG-like, k = {width:g}", "target": TARGETS[width]} | ratios)
+    benchmark.extra_info.update({"net": NETS[width], "target": TARGETS[width]} | ratios)
     with capsys.disabled():
         others = ", ".join(f"{kind} {ratio}" for kind, ratio in ratios.items() if kind != "variational")
         print(
@@ -181,7 +182,7 @@ def test_memory_of_a_variational_step(benchmark, width, capsys):
     memory, noisy, dense = benchmark.pedantic(ratio, args=(False,), rounds=1)
     fragmented, *_ = ratio(True)
     found = {"memory": memory, "memory_target": MEMORY_TARGET, "memory_untold": fragmented}
-    benchmark.extra_info.update({"net": f"VGG-like, k = {width:g}"} | found)
+    benchmark.extra_info.update({"net": NETS[width]} | found)
     with capsys.disabled():
         print(
             f"\nwidth {width:g}: memory of a variational step {noisy:.0f} MB, of a dense one {dense:.0f} MB: {memory} "

@@ -31,7 +31,8 @@ class SparseModule(nn.Module):
 
     def __init__(self, model: nn.Module, threads: int | None) -> None:
         super().__init__()
-        self.model, self.threads = to_plain(model), Pool(threads).threads
+        Pool(threads)  # which says what is wrong with them
+        self.model, self.threads = to_plain(model), threads
         self.nets: dict[tuple[int, ...], CompiledNet] = {}
         self._by_layers: set[tuple[int, ...]] = set()  # shapes of examples for which the whole is not compiled
         self._parts: tuple[nn.Module, ...] = ()  # the model by layers, in a tuple, for it is no part of the state

@@ -206,10 +206,12 @@ def _is_plain(op: Pool2d, shape: Shape, graph: Graph) -> bool:
 
 def _never_negative(name: str, graph: Graph) -> bool:
     """Whether zeros are no more than any number of the value."""
-    op = graph[name]
-    if isinstance(op, Clip):
-        return op.low >= 0
-    return isinstance(op, Pool2d | Concat | Add | Flatten) and all(_never_negative(x, graph) for x in op.inputs)
+    found: set[str] = set()
+    for op in graph.ops:
+        kept = isinstance(op, Pool2d | Concat | Add | Flatten) and found.issuperset(op.inputs)
+        if kept or (isinstance(op, Clip) and op.low >= 0):
+            found.add(op.name)
+    return name in found
 
 
 def fuse(graph: Graph, *, pooling: bool) -> list[Stencil | Op]:

@@ -2,11 +2,11 @@
 
 import copy
 
-import torch
 from torch import nn
 
 from vdbench.sparse.language import SparseLanguageModel
 from vdbench.sparse.module import SparseModule
+from vdbench.sparse.tracing import check_parameters
 from vdbench.structure import LanguageModel
 
 
@@ -22,11 +22,7 @@ def to_cpu_sparse(model: nn.Module, *, threads: int | None = None) -> SparseModu
     Raises:
         ValueError: the model is not on the CPU, not float32 or holds NaN or infinity; `threads` is below 1.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
-            raise ValueError(f"{name} is {parameter.dtype} on {parameter.device}: move the model with .cpu().float()")
-        if not torch.isfinite(parameter).all():
-            raise ValueError(f"{name} holds NaN or infinity: the model has diverged or is damaged")
+    check_parameters(model)
     if isinstance(model, LanguageModel):
         return SparseLanguageModel(model, threads)
     return SparseModule(copy.deepcopy(model).eval(), threads)

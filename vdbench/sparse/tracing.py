@@ -64,13 +64,18 @@ def _check(model: nn.Module, example: Tensor) -> None:
         raise ValueError(f"the example of shape {tuple(example.shape)} has no batch axis: add one with [None]")
     if training := [name or type(model).__name__ for name, module in model.named_modules() if module.training]:
         raise ValueError(f"{training[0]} is in training mode: call model.eval()")
+    check_parameters(model)
+    if empty := [name for name, parameter in model.named_parameters() if not parameter.numel()]:
+        raise Untraceable(f"{empty[0]} has no numbers")
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Raises ValueError for a model that is not on the CPU, not float32 or holds NaN or infinity."""
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
             raise ValueError(f"{name} is {parameter.dtype} on {parameter.device}: move the model with .cpu().float()")
         if not torch.isfinite(parameter).all():
             raise ValueError(f"{name} holds NaN or infinity: the model has diverged or is damaged")
-        if not parameter.numel():
-            raise Untraceable(f"{name} has no numbers")
 
 
 def _line(error: Exception) -> str:
