@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import tiny
 import torch
 from test_vgg import toy
 from torch import nn
@@ -11,6 +12,7 @@ from vdbench import batchnorm, metrics, pruning
 from vdbench.batchnorm import reestimate
 from vdbench.conversion import to_variational_dropout
 from vdbench.models import LeNet5
+from vdbench.tasks import Classification
 
 
 def net() -> nn.Sequential:
@@ -88,6 +90,18 @@ def test_a_net_without_them_is_not_even_run() -> None:
     model = LeNet5()
     model.register_forward_pre_hook(lambda module, args: pytest.fail("was run"))
     reestimate(model, toy(20, 10))
+
+
+def test_what_the_error_is_with_the_running_averages_is_told_too() -> None:
+    model, data = net(), toy(150, 50)
+    with torch.no_grad():
+        model[4].running_mean += 5
+    before = metrics.evaluate(model, data.eval_images, data.eval_labels)["error"]
+    evaluated = Classification(data, tiny.spec("dense")).evaluate(model)
+    assert evaluated["error_running_averages"] == before != evaluated["error"]
+    assert evaluated["error"] == metrics.evaluate(model, data.eval_images, data.eval_labels)["error"]
+    plain = Classification(data, tiny.spec("dense")).evaluate(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)))
+    assert "error_running_averages" not in plain
 
 
 def test_the_trade_off_has_its_own_at_each_threshold_and_leaves_those_that_were_there() -> None:

@@ -7,7 +7,7 @@ import factory
 import pytest
 import yaml
 
-from vdbench import cli, progress, records
+from vdbench import cli, history, progress, records
 from vdbench.progress import FAILED, NOT_YET
 from vdbench.running import PROGRESS, at_work
 
@@ -109,6 +109,13 @@ def test_a_stale_run_that_is_being_made_again_is_running(folder, capsys):
     assert "1 stale" in status(capsys)[1]
     begin(folder, **FAR)
     assert "1 running" in status(capsys)[1]
+
+
+def test_a_history_may_learn_a_column_on_the_way(tmp_path):
+    history.write(tmp_path / "history.csv", [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "error": 3.0}])
+    read = history.read(tmp_path / "history.csv")
+    assert list(read) == ["epoch", "loss", "error"] and list(read["loss"]) == [0.5, 0.25]
+    assert read["error"].isna().tolist() == [True, False] and read["error"][1] == 3.0
 
 
 def test_durations_are_in_units_that_tell_something():

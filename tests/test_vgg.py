@@ -8,7 +8,7 @@ import tiny
 import torch
 from torch import nn
 
-from vdbench import metrics, outputs, posterior, pruning, records, training
+from vdbench import history, metrics, outputs, posterior, pruning, records, training
 from vdbench.config import VGG_WIDTHS, SuiteError, parse_suite
 from vdbench.data import Dataset
 from vdbench.images import Normalisation
@@ -72,6 +72,8 @@ def test_small_net_learns_and_sparsifies_and_its_pruned_net_is_the_same(small_vg
     trained = tiny.train(wanted, tmp_path, data)
     record = pruning.prune(wanted, suite="tiny", output=tmp_path, data=data, weights=tmp_path / "weights.pt")
     assert record.metrics["error"] == trained.metrics["error"] < 10
+    averages = history.read(tmp_path / "history.csv")["error_running_averages"]
+    assert trained.metrics["error_running_averages"] == pytest.approx(averages.iloc[-1], rel=1e-5)
     assert record.size and record.size.compression_ratio > 3
     at_threshold = next(point for point in record.curve if point.threshold == 3.0)
     assert at_threshold.error == record.metrics["error"]

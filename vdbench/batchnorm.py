@@ -11,6 +11,12 @@ EXAMPLES = 10_000  # of the training set, or all of a smaller one
 _SEED = 20170806  # never a run's own: the same images for every run of every method
 
 
+def normalised_by_averages(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The layers that compute with running means and variances in eval mode."""
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return [layer for layer in layers if layer.track_running_stats]
+
+
 @torch.no_grad()
 def reestimate(model: nn.Module, data: Dataset | Text) -> None:
     """Replace the running means and variances by those of training images under the weights of eval mode.
@@ -19,8 +25,7 @@ def reestimate(model: nn.Module, data: Dataset | Text) -> None:
     and dropout that evaluation does not have. The images are not augmented. A net without such layers is left alone,
     and training is not affected, for it does not use these statistics.
     """
-    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    layers = [layer for layer in layers if layer.track_running_stats]
+    layers = normalised_by_averages(model)
     if not layers or isinstance(data, Text):
         return
     order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(_SEED))[:EXAMPLES]

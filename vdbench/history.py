@@ -41,7 +41,8 @@ def line(history: list[dict[str, float]], epochs: int) -> str:
 def write(path: Path, history: list[dict[str, float]]) -> None:
     """One row an epoch, CSV. Raises OSError."""
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(history[0]) if history else ["epoch"])
+        columns = dict.fromkeys(key for row in history for key in row)  # code that went on may know more than before
+        writer = csv.DictWriter(file, list(columns) or ["epoch"], restval="nan")
         writer.writeheader()
         writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in history)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vdbench import metrics
-from vdbench.batchnorm import reestimate
+from vdbench.batchnorm import normalised_by_averages, reestimate
 from vdbench.config import DenseRecipe, RunSpec
 from vdbench.data import Dataset
 from vdbench.schedules import derived_seed
@@ -21,7 +21,7 @@ SEQUENCE_LENGTH = 35
 class Task(Protocol):
     """One way to train on one data set."""
 
-    measure: str  # what `evaluate` returns that the net is judged by: the smaller the better
+    measures: tuple[str, ...]  # what is kept of `evaluate`, first what the net is judged by: the smaller the better
     num_examples: int  # what the KL divergence is divided by
 
     @property
@@ -39,14 +39,14 @@ class Task(Protocol):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The measures of a model on the data to evaluate on, `cross_entropy` among them. Statistics of batch
-        normalisation are estimated anew for it."""
+        normalisation are estimated anew for it; what the error is without that is `error_running_averages`."""
         ...
 
 
 class Classification:
     """Images in a new order every epoch, the incomplete last batch dropped."""
 
-    measure = "error"
+    measures = ("error", "error_running_averages")
 
     def __init__(self, data: Dataset, spec: RunSpec) -> None:
         self.data, self.batch_size, self.seed = data, spec.recipe.batch_size, spec.seed
@@ -72,8 +72,11 @@ class Classification:
         return functional.cross_entropy(output, targets)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
+        if not normalised_by_averages(model):
+            return evaluate(model, self.data)
+        before = evaluate(model, self.data)["error"]
         reestimate(model, self.data)
-        return evaluate(model, self.data)
+        return {**evaluate(model, self.data), "error_running_averages": before}
 
 
 class LanguageModelling:
@@ -81,7 +84,7 @@ class LanguageModelling:
     `sequence_length`. The state after one piece is where the next begins; gradients end there (truncated
     backpropagation through time). An epoch begins without a state, so that it needs nothing of the one before."""
 
-    measure = "perplexity"
+    measures = ("perplexity",)
 
     def __init__(self, data: Text, recipe: DenseRecipe) -> None:
         self.data, self.length = data, recipe.sequence_length or SEQUENCE_LENGTH
