@@ -323,6 +323,21 @@ def test_settings_that_make_no_sense_are_refused_and_nothing_is_changed(layer, s
     assert type(net[0]) is VariationalDropoutLinear
 
 
+def test_an_embedding_from_pretrained_weights():
+    weights = torch.randn(5, 3)
+    weights[1] = 0
+    layer = VariationalDropoutEmbedding.from_pretrained(weights, padding_idx=-4, initial_log_sigma2=-7.0)
+    plain = nn.Embedding.from_pretrained(weights, padding_idx=-4)
+    assert torch.equal(layer.weight, weights) and layer.padding_idx == plain.padding_idx == 1
+    assert bool((layer.log_sigma2 == -7).all()) and layer.log_sigma2.requires_grad
+    assert layer.weight.requires_grad is plain.weight.requires_grad is False
+    assert VariationalDropoutEmbedding.from_pretrained(weights, freeze=False).weight.requires_grad
+    weights[1] = 1
+    assert not layer.weight[1].any()
+    with pytest.raises(ValueError, match="the padding row of a variational embedding is zero"):
+        VariationalDropoutEmbedding.from_pretrained(weights, padding_idx=1)
+
+
 def test_a_padding_row_that_is_not_zero_is_refused():
     embedding = nn.Embedding.from_pretrained(torch.ones(5, 3), freeze=False, padding_idx=2)
     with pytest.raises(ValueError, match="the padding row of a variational embedding is zero"):

@@ -1,5 +1,6 @@
 """Texts as data sets, and language models trained and evaluated on them."""
 
+import hashlib
 import logging
 import math
 import re
@@ -65,14 +66,18 @@ def test_vocabulary_is_ranked_and_limited():
     assert vocabulary_of(["b", UNK, UNK, "c", "b", "d"], 2) == ("b", UNK)
 
 
-def test_any_folder_with_texts_is_a_data_set(made):
+def test_any_folder_with_texts_is_a_data_set(made, tmp_path):
     name = made(test="the dog\n")
     text = data.load(name)
     assert text.vocabulary == ("the", "saw", "dog", EOS, "cat")
     words = [text.vocabulary[n] for n in text.train_words]
     assert words == f"the cat saw the dog {EOS} the dog saw {EOS}".split()
     assert [text.vocabulary[n] for n in text.eval_words] == ["the", "dog", EOS]
-    assert data.fetch(name)["examples"] == {"train": 10, "test": 3}
+    report = data.fetch(name)
+    assert report["examples"] == {"train": 10, "test": 3}
+    content = (tmp_path / "mine" / "test.txt").read_bytes()
+    told = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "source": "mirror"}
+    assert list(report["files"]) == ["train.txt", "valid.txt", "test.txt"] and report["files"]["test.txt"] == told
 
 
 def test_validation_evaluates_on_the_validation_text_and_does_not_read_the_test_text(made, tmp_path):

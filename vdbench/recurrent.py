@@ -9,7 +9,7 @@ A sampled weight is an ordinary weight, so torch's fused implementations, cuDNN'
 import contextlib
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +143,30 @@ class VariationalDropoutEmbedding(SingleWeight, nn.Embedding):
             loga_threshold=loga_threshold,
             initial_log_sigma2=initial_log_sigma2,
         )
+
+    @classmethod
+    def from_pretrained(
+        cls, embeddings: Tensor, freeze: bool = True, padding_idx: int | None = None, **settings: Any
+    ) -> Self:
+        """As `torch.nn.Embedding.from_pretrained`; frozen, the log variances are still learned.
+
+        Args:
+            embeddings: (num_embeddings, embedding_dim) the weights, copied.
+            settings: thresholds and `initial_log_sigma2`, as the class takes them.
+
+        Raises:
+            AssertionError: embeddings of another number of dimensions, as torch. ValueError: a row at `padding_idx`
+                that is not zero.
+        """
+        plain = nn.Embedding.from_pretrained(embeddings, freeze, padding_idx)
+        if refusal := cls.refuses(plain):
+            raise ValueError(refusal)
+        rows, columns = plain.weight.shape
+        layer = cls(rows, columns, plain.padding_idx, embeddings.device, embeddings.dtype, **settings)
+        with torch.no_grad():
+            layer.weight.copy_(embeddings)
+        layer.weight.requires_grad_(not freeze)
+        return layer
 
     @classmethod
     def refuses(cls, layer: nn.Module) -> str | None:

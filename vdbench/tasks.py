@@ -46,7 +46,7 @@ class Task(Protocol):
 class Classification:
     """Images in a new order every epoch, the incomplete last batch dropped."""
 
-    measures = ("error", "error_running_averages")
+    measures: tuple[str, ...] = ("error", "error_running_averages")
 
     def __init__(self, data: Dataset, spec: RunSpec) -> None:
         self.data, self.batch_size, self.seed = data, spec.recipe.batch_size, spec.seed
@@ -84,7 +84,7 @@ class LanguageModelling:
     `sequence_length`. The state after one piece is where the next begins; gradients end there (truncated
     backpropagation through time). An epoch begins without a state, so that it needs nothing of the one before."""
 
-    measures = ("perplexity",)
+    measures: tuple[str, ...] = ("perplexity",)
 
     def __init__(self, data: Text, recipe: DenseRecipe) -> None:
         self.data, self.length = data, recipe.sequence_length or SEQUENCE_LENGTH

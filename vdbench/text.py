@@ -4,6 +4,7 @@ A word is what white space separates, and every line ends in the word `<eos>`. T
 text; words of the other texts that it lacks, and the rarest ones of a vocabulary with a limit, are `<unk>`.
 """
 
+import hashlib
 import logging
 import re
 from collections import Counter
@@ -204,15 +205,22 @@ class FolderText(TextSource):
 
     def fetch(self, cache: Path | None, mirror: Path | None) -> dict[str, dict[str, Any]]:
         self.load(0, cache, mirror)  # which says what is wrong with it
-        return {}
+        contents = {f"{split}.txt": self._content(split) for split in SPLITS}
+        return {
+            name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "source": "mirror"}
+            for name, content in contents.items()
+        }
 
     def available(self, cache: Path | None, mirror: Path | None) -> str:
         return "mirror"
 
     def lines(self, split: Split, cache: Path | None, mirror: Path | None) -> list[str]:
+        return _decoded(self._content(split), str(self.folder / f"{split}.txt"))
+
+    def _content(self, split: Split) -> bytes:
         path = self.folder / f"{split}.txt"
         try:
-            return _decoded(path.read_bytes(), str(path))
+            return path.read_bytes()
         except OSError as error:
             raise DataError(
                 f"{path}: cannot be read ({error.strerror}); a text data set is a folder with train.txt, valid.txt and "
