@@ -1,14 +1,16 @@
-"""Fixtures for tests that train, or that take a suite through the command line."""
+"""Fixtures for tests that train, that take a suite through the command line, or that download."""
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from publishing import World
 from sparse_net import EXAMPLE, network
 from tiny_suite import SUITE, run_jobs, write_suite
 
-from vdbench import cli, config
+from vdbench import cli, config, data, files
 from vdbench.sparse import compile_sparse
 
 
@@ -63,3 +65,22 @@ def empty(tmp_path, monkeypatch):
 def recorded(project):
     assert cli.main(["record", "tiny.yaml"]) == 0
     return project / "results/recorded/tiny"
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits between attempts, listed and not waited."""
+    seen: list[float] = []
+    monkeypatch.setattr(files.time, "sleep", seen.append)
+    return seen
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> Iterator[World]:
+    made = World(tmp_path)
+    monkeypatch.setitem(data.DATASETS, "mnist", made.archive)
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("VDBENCH_MIRROR", raising=False)
+    monkeypatch.delenv("VDBENCH_CACHE", raising=False)
+    yield made
+    made.server.close()
