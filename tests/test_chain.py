@@ -108,9 +108,10 @@ def test_dense_steps_do_not_use_up_the_warm_up():
     assert weights_over_steps(model.to_variational_dropout(), 1) == [0.3]
 
 
-def test_a_negative_warm_up_is_refused():
-    with pytest.raises(ValueError, match=r"warm_up.*-1"):
-        chain(warm_up=-1)
+@pytest.mark.parametrize("warm_up", [-1, math.nan])
+def test_a_warm_up_that_is_no_rise_is_refused(warm_up):
+    with pytest.raises(ValueError, match=rf"warm_up.*{warm_up}"):
+        chain(warm_up=warm_up)
 
 
 @pytest.mark.parametrize("num_examples", [None, 0, -5])

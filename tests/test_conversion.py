@@ -8,6 +8,7 @@ import torch
 from small_net import IMAGES, network, plain_network
 from torch import nn
 
+from vdbench import metrics
 from vdbench.conversion import to_plain, to_variational_dropout
 from vdbench.metrics import sparsity
 from vdbench.variational import (
@@ -15,6 +16,7 @@ from vdbench.variational import (
     VariationalDropoutLinear,
     kl_divergence,
     variational_layers,
+    variational_matrices,
 )
 
 
@@ -250,6 +252,27 @@ def test_subclasses_of_variational_layers_become_plain_too():
 def test_weights_that_are_computed_are_refused_or_left_alone(normed):
     with pytest.raises(ValueError):
         to_variational_dropout(nn.Sequential(normed(nn.Linear(4, 3))))
+
+
+def test_complex_weights_are_refused():
+    with pytest.raises(ValueError, match="0: its weights are complex numbers"):
+        to_variational_dropout(nn.Sequential(nn.Linear(3, 3, dtype=torch.complex64)))
+
+
+@pytest.mark.parametrize(
+    "plain", [nn.Linear(4, 5), nn.Conv2d(2, 3, 3), nn.Embedding(5, 3, padding_idx=1), nn.LSTM(4, 5, 2), nn.RNN(4, 5)]
+)
+def test_layers_begin_anew(plain):
+    torch.manual_seed(0)
+    layer = to_variational_dropout(copy.deepcopy(plain), initial_log_sigma2=-7.0)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(2.0)
+    torch.manual_seed(1)
+    layer.reset_parameters()
+    for _, matrix in variational_matrices(layer):
+        assert bool((matrix.log_sigma2 == -7).all()) and matrix.weight.abs().max() != 2
+    assert metrics.sparsity(layer) < 0.2  # a padding row is no weight to keep
 
 
 def test_a_model_that_is_variational_already_is_refused_saying_so():

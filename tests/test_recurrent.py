@@ -344,6 +344,12 @@ def test_a_padding_row_that_is_not_zero_is_refused():
         to_variational_dropout(embedding)
 
 
+def test_shapes_can_be_found_without_numbers():
+    with torch.device("meta"):
+        layer = VariationalDropoutEmbedding(5, 3)
+        assert layer(torch.zeros(2, 4, dtype=torch.int64)).shape == (2, 4, 3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("index", [-1, 5])
 def test_indices_out_of_range_are_refused(index, dtype):

@@ -332,6 +332,8 @@ def test_examples_that_are_none():
     net = nn.Linear(6, 3).eval()
     with pytest.raises(TypeError, match=r"the example is a ndarray: give a float32 tensor"):
         trace(net, np.zeros((1, 6), np.float32))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"of torch.int64: .*; models of numbered words go to to_cpu_sparse"):
+        trace(nn.Embedding(5, 3), torch.zeros(1, 2, dtype=torch.int64))
     with pytest.raises(TypeError, match=r"tensor of torch.float64: give a float32 tensor"):
         trace(net, torch.zeros(1, 6).double())
     with pytest.raises(ValueError, match=r"the example of shape \(6,\) has no batch axis: add one with \[None\]"):

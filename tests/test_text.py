@@ -69,7 +69,7 @@ def test_vocabulary_is_ranked_and_limited():
 def test_any_folder_with_texts_is_a_data_set(made, tmp_path):
     name = made(test="the dog\n")
     text = data.load(name)
-    assert text.vocabulary == ("the", "saw", "dog", EOS, "cat")
+    assert text.vocabulary == ("the", "saw", "dog", EOS, "cat", UNK)
     words = [text.vocabulary[n] for n in text.train_words]
     assert words == f"the cat saw the dog {EOS} the dog saw {EOS}".split()
     assert [text.vocabulary[n] for n in text.eval_words] == ["the", "dog", EOS]
@@ -96,11 +96,14 @@ def test_unknown_words_are_counted_as_one_and_said(made, caplog):
     text = data.load(made(test="the bird saw the bird fly\n"))
     assert [text.vocabulary[n] for n in text.eval_words] == f"the {UNK} saw the {UNK} {UNK} {EOS}".split()
     assert re.search("3 of the 7 words evaluated on, 2 distinct ones, are not in the vocabulary", caplog.text)
-    assert text.num_classes == 6
+    assert "each costs dearly" in caplog.text  # for nothing was learned of it
+    assert text.num_classes == 6 == data.load("text:mine", validation_size=5).num_classes
 
 
-def test_a_text_that_has_a_word_for_the_unknown_uses_it():
+def test_a_text_that_has_a_word_for_the_unknown_uses_it(caplog):
+    caplog.set_level(logging.WARNING, "vdbench")
     text = encode(["a", UNK], ["b", "a"], "mine")
+    assert "1 of the 2 words" in caplog.text and "costs dearly" not in caplog.text
     assert text.vocabulary == ("a", UNK) and text.eval_words.tolist() == [1, 0]
 
 
@@ -109,6 +112,13 @@ def test_a_text_that_has_a_word_for_the_unknown_uses_it():
 def test_a_text_without_words_is_refused(made, split, content):
     with pytest.raises(DataError, match=f"the {split} text has no words"):
         data.load(made(**{split: content}))
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+@pytest.mark.parametrize(("content", "said"), [("", "no words"), ("caf\xe9".encode("latin-1"), "not UTF-8")])
+def test_all_three_texts_are_looked_at_before_anything_is_trained(made, split, content, said):
+    with pytest.raises(DataError, match=f"{split}.*{said}"):
+        data.fetch(made(**{split: content}))
 
 
 def test_a_text_in_another_encoding_is_refused_saying_where(made):

@@ -18,6 +18,7 @@ _HOME = {
     "to_plain": "conversion",
     "kl_divergence": "variational",
     "forward_with_kl": "variational",
+    "set_dropout": "models",
     "sparsity": "metrics",
     "compile_sparse": "sparse",
     "CompiledNet": "sparse",

@@ -26,7 +26,7 @@ class VariationalDropoutChain(nn.Module):
 
     def __init__(self, *args: Any, num_examples: int | None = None, warm_up: float = 1e-4, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if warm_up < 0:
+        if not warm_up >= 0:
             raise ValueError(f"warm_up is a rise of the KL weight a step, not {warm_up}")
         self.num_examples = num_examples
         self.warm_up = warm_up

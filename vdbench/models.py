@@ -110,9 +110,10 @@ class VGGLike(nn.Sequential):
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:
-    """Set the rate of every dropout layer of a model, and of dropout between recurrent layers."""
+    """Set the rate of every dropout layer of a model, and of dropout between recurrent layers. Where weights are
+    variational it is usually 0, as in this project's recipes."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = rate
         elif isinstance(module, nn.RNNBase) and module.num_layers > 1:
             module.dropout = rate

@@ -29,7 +29,7 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 
 
 class Tree:
-    """Picture files by split and class, every class in both splits and none of them empty.
+    """Picture files by split and class, two classes at least, every one in both splits and none of them empty.
 
     What is hidden, and what lies outside `train` and `test`, are passed over; any other file counts as a picture.
 
@@ -63,6 +63,8 @@ class Tree:
         for split, other in (("train", "test"), ("test", "train")):
             for name in sorted(self.names[other].keys() - self.names[split].keys()):
                 raise DataError(f"{self.where}/{other}/{name}: a class that {split} does not have")
+        if len(self.classes) == 1:
+            raise DataError(f"{self.where}: {self.classes[0]} is the only class; two are the least to tell apart")
 
     @property
     def classes(self) -> list[str]:
@@ -204,7 +206,8 @@ class PictureFolder:
                 with path.open("rb") as stream:
                     return cls(name, path, in_archive(stream, str(path)))
         raise DataError(
-            f"{name}: the mirror folder {root} has neither a folder {wanted} nor {wanted}.tar; put it there"
+            f"{name}: the mirror folder {root} has neither a folder {wanted} nor an archive {wanted} with one of the "
+            f"endings {', '.join(TAR_SUFFIXES)}; put it there"
         )
 
     @property

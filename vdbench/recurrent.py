@@ -181,7 +181,7 @@ class VariationalDropoutEmbedding(SingleWeight, nn.Embedding):
         if not self.training:  # of the rows that occur alone, for the others may be many
             weight, log_sigma2 = (functional.embedding(input, t) for t in (self.weight, self.log_sigma2))
             return Matrix("weight", weight, log_sigma2).masked(self.loga_threshold)
-        if input.device.type == "cuda":  # which rows occur would have to be waited for, and a captured step never waits
+        if input.device.type != "cpu":  # which rows occur would have to be waited for, and a captured step never waits
             output = functional.embedding(input, self._samples()["weight"])
         else:
             rows, places = torch.unique(input, return_inverse=True)

@@ -70,22 +70,27 @@ def vocabulary_of(words: Sequence[str], limit: int | None = None) -> tuple[str, 
 
 
 def encode(train: list[str], evaluation: list[str], name: str, limit: int | None = None) -> Text:
-    """Both texts as numbers. Words that the vocabulary lacks become `<unk>`, and how many do is logged."""
+    """Both texts as numbers. Words that the vocabulary lacks become `<unk>`, and how many do is logged. The vocabulary
+    always has that word, so that the size of a net is a matter of the training text alone."""
     vocabulary = vocabulary_of(train, limit)
-    if UNK not in vocabulary and not set(evaluation) <= set(vocabulary):
+    is_trained = UNK in vocabulary
+    if not is_trained:
         vocabulary = (*vocabulary, UNK)
     numbers = {word: number for number, word in enumerate(vocabulary)}
-    unknown = numbers.get(UNK, -1)
+    unknown = numbers[UNK]
     missing = [word for word in evaluation if word not in numbers]
     if missing:
         log.warning(
             "%s: %d of the %d words evaluated on, %d distinct ones, are not in the vocabulary of the training text: "
-            "counted as %s",
+            "counted as %s%s",
             name,
             len(missing),
             len(evaluation),
             len(set(missing)),
             UNK,
+            ""
+            if is_trained
+            else ", which no training text has: a net learns that it never comes, and each costs dearly",
         )
     encoded = [torch.tensor([numbers.get(word, unknown) for word in words]) for words in (train, evaluation)]
     return Text(name, encoded[0], encoded[1], vocabulary)
@@ -112,14 +117,18 @@ class TextSource:
         """The lines of one of the texts. Raises DataError."""
         raise NotImplementedError
 
+    def words_of(self, split: Split, cache: Path | None, mirror: Path | None) -> list[str]:
+        """The words of one of the texts. Raises DataError: it has none, or cannot be read."""
+        words = split_words(self.lines(split, cache, mirror))
+        if set(words) <= {EOS}:
+            raise DataError(f"{self.name}: the {split} text has no words; put some there")
+        return words
+
     def load(self, validation_size: int, cache: Path | None, mirror: Path | None) -> Text:
         """The training text, and the test text to evaluate on; with `validation_size`, so many words of the validation
         text instead, and the test text is then not even read. Raises DataError."""
         split: Split = "valid" if validation_size else "test"
-        train, evaluation = (split_words(self.lines(part, cache, mirror)) for part in ("train", split))
-        for part, words in (("train", train), (split, evaluation)):
-            if set(words) <= {EOS}:
-                raise DataError(f"{self.name}: the {part} text has no words; put some there")
+        train, evaluation = self.words_of("train", cache, mirror), self.words_of(split, cache, mirror)
         if not 0 <= validation_size <= len(evaluation):
             raise DataError(
                 f"validation_size is {validation_size}: {self.name} has {len(evaluation):,} words of validation text"
@@ -204,7 +213,8 @@ class FolderText(TextSource):
         return {split: len(split_words(self.lines(split, None, None))) for split in ("train", "test")}
 
     def fetch(self, cache: Path | None, mirror: Path | None) -> dict[str, dict[str, Any]]:
-        self.load(0, cache, mirror)  # which says what is wrong with it
+        for split in SPLITS:
+            self.words_of(split, cache, mirror)  # so that what is wrong is found before anything is trained
         contents = {f"{split}.txt": self._content(split) for split in SPLITS}
         return {
             name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "source": "mirror"}

@@ -87,10 +87,17 @@ class VariationalDropout(nn.Module):
         self.initial_log_sigma2 = initial_log_sigma2
         self.mask_in_training = True
 
+    def reset_parameters(self) -> None:
+        """Begin anew: weights as those of the plain layer, log variances at `initial_log_sigma2`."""
+        super().reset_parameters()  # type: ignore[misc]
+        if hasattr(self, "initial_log_sigma2"):  # the plain layer's constructor comes here before there are any
+            for matrix in self.matrices():
+                nn.init.constant_(matrix.log_sigma2, self.initial_log_sigma2)
+
     @classmethod
     def refuses(cls, layer: nn.Module) -> str | None:
         """What a plain layer is set to that its variational counterpart cannot be, if anything."""
-        return None
+        return "its weights are complex numbers" if any(p.is_complex() for p in layer.parameters()) else None
 
     def kl_divergence(self) -> Tensor:
         """KL(posterior || prior) in nats, a scalar of at least float32, summed over the weights (paper, equation 14;

@@ -59,7 +59,10 @@ def _check(model: nn.Module, example: Tensor) -> None:
         raise TypeError(f"the model is a {type(model).__name__}: give an nn.Module")
     if not isinstance(example, Tensor) or example.dtype != torch.float32:
         what = f"a tensor of {example.dtype}" if isinstance(example, Tensor) else f"a {type(example).__name__}"
-        raise TypeError(f"the example is {what}: give a float32 tensor with a batch axis, like the model's input")
+        words = "; models of numbered words go to to_cpu_sparse(model)" if what.endswith("int64") else ""
+        raise TypeError(
+            f"the example is {what}: give a float32 tensor with a batch axis, like the model's input{words}"
+        )
     if example.dim() < 2:
         raise ValueError(f"the example of shape {tuple(example.shape)} has no batch axis: add one with [None]")
     if training := [name or type(model).__name__ for name, module in model.named_modules() if module.training]:
