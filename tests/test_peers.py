@@ -19,6 +19,7 @@ from vdbench.sparse.graph import Graph
 from vdbench.sparse.onnx_graph import NoOnnxOperator, onnx_model
 from vdbench.sparse.peers import matrices
 from vdbench.sparse.peers.common import Run
+from vdbench.sparse.tracing import trace
 from vdbench.timing import check_equal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -145,6 +146,20 @@ def test_a_bias_that_differs_from_place_to_place_is_exported():
     images = rng.normal(size=(2, 3, 6, 6)).astype(np.float32)
     (found,) = ort.InferenceSession(onnx_model(graph)).run(None, {"input": images})
     np.testing.assert_allclose(found, graph(torch.from_numpy(images)).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [nn.Tanh(), nn.Sigmoid(), nn.ELU(), nn.Hardsigmoid(), nn.Hardswish(), nn.Softmax(1), nn.LogSoftmax(1)],
+    ids=str,
+)
+def test_smooth_functions_are_exported(function):
+    pytest.importorskip("onnx")
+    ort = pytest.importorskip("onnxruntime")
+    images = 3 * torch.randn(20, 7)
+    model = onnx_model(trace(nn.Sequential(function).eval(), images))
+    (found,) = ort.InferenceSession(model).run(None, {"input": images.numpy()})
+    np.testing.assert_allclose(found, function(images).numpy(), atol=1e-6)
 
 
 def test_an_operation_that_onnx_has_not_is_named():

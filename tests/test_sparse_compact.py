@@ -25,6 +25,7 @@ from vdbench.sparse.graph import (
     Linear,
     MaxPool2d,
     Op,
+    Pointwise,
     TorchOp,
 )
 from vdbench.sparse.tracing import trace
@@ -101,6 +102,7 @@ class Building:
             lambda: self.add(Clip),
             lambda: self.add(Clip, low=float(self.pick(-1, 0.5)), high=6.0),
             lambda: self.add(LeakyReLU, slope=0.25),
+            lambda: self.add(Pointwise, function=self.pick("sigmoid", "gelu")),
         )()
 
     def pool(self) -> None:
@@ -367,7 +369,7 @@ def test_a_layer_that_others_read_does_not_take_a_normalisation():
 
 
 def test_other_operations_see_all_of_their_inputs():
-    net = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
+    net = nn.Sequential(nn.Linear(3, 4), nn.Softmax(1), nn.Linear(4, 2))
     zero(net[0].weight, 1)
     zero(net[2].weight, (slice(None), 2))
     _, compacted, _ = traced(net, 3)

@@ -1,6 +1,7 @@
 """Random networks with kernels picked at random, against PyTorch: nothing may depend on what is fastest here."""
 
 import itertools
+import math
 import random
 
 import pytest
@@ -12,6 +13,8 @@ from vdbench.sparse import CompiledNet, compile_sparse, engine, plan
 from vdbench.sparse.plan import PYTORCH
 
 pytestmark = pytest.mark.usefixtures("engine_cache")
+
+SMOOTH = [nn.Tanh(), nn.Sigmoid(), nn.SiLU(), nn.GELU(), nn.GELU("tanh"), nn.ELU(), nn.Hardsigmoid(), nn.Hardswish()]
 
 
 class RandomNet(nn.Module):
@@ -82,7 +85,8 @@ class RandomNet(nn.Module):
     def channelwise(self, shape) -> nn.Module:
         norm = (nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d)(shape[0])
         nn.init.normal_(norm.running_mean)
-        return self.pick.choice([nn.ReLU(), nn.LeakyReLU(0.1), nn.Hardtanh(-0.5, 0.5), nn.ReLU6(), norm])
+        smooth = self.pick.choice(SMOOTH)
+        return self.pick.choice([nn.ReLU(), nn.LeakyReLU(0.1), nn.Hardtanh(-0.5, 0.5), nn.ReLU6(), smooth, norm])
 
     def sum(self, shape):
         return torch.add, [self.pick.choice([k for k, other in enumerate(self.shapes) if other == shape])]
@@ -177,3 +181,23 @@ def flattened(*layers: nn.Module) -> nn.Sequential:
 )
 def test_places_of_values_of_several_sizes(model, caplog):
     checked(model, torch.randn(35, 3, 9, 7), 1, caplog)
+
+
+@pytest.mark.usefixtures("any_way")
+@pytest.mark.parametrize("function", SMOOTH, ids=str)
+@pytest.mark.parametrize("shape", [(40,), (4, 10, 1)], ids=["vectors", "maps"])
+def test_functions_of_single_numbers(function, shape):
+    """Over all sizes, of both signs, and where there is a NaN or an infinity."""
+    layer = nn.Linear(40, 40) if len(shape) == 1 else nn.Conv2d(4, 4, 1)
+    with torch.no_grad():
+        nn.init.zeros_(layer.bias)
+        nn.init.eye_(layer.weight.flatten(1))
+    sizes = torch.logspace(-7, 2.5, 40 * 32)
+    batch = torch.cat([sizes, -sizes, torch.linspace(-4, 4, 40 * 300)])
+    batch[:6] = torch.tensor([math.nan, math.inf, 0.0, 100.0, -100.0, -0.0])
+    batch = batch[torch.randperm(len(batch))].view(-1, *shape)
+    net = compile_sparse(nn.Sequential(layer, function).eval(), batch[:1], threads=1)
+    assert all(item.native for plans in net.plans.values() for item in plans[0].items)
+    expected = function(batch.double())
+    for found in (net(batch), torch.cat([net(example[None]) for example in batch[:100]])):
+        torch.testing.assert_close(found.double(), expected[: len(found)], rtol=1e-6, atol=5e-7, equal_nan=True)

@@ -7,6 +7,8 @@ from typing import Any
 
 from llvmlite import ir
 
+from vdbench.sparse.pointwise import ON_VECTORS, Numbers
+
 FLOAT, I1, I8, I16, I32, I64 = ir.FloatType(), *(ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 POINTER = ir.PointerType()
 SIGNATURE = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER])  # source, destination, tables
@@ -16,11 +18,19 @@ Value = Any  # llvmlite's own type of values does not tell their types
 
 @dataclass(frozen=True)
 class Activation:
-    """What is below zero times `slope`, then clipped to what is given of `low` and `high`."""
+    """What is below zero times `slope`, then clipped to what is given of `low` and `high`; or else `function`, one of
+    `pointwise.ON_VECTORS`."""
 
     low: float | None = None
     high: float | None = None
     slope: float | None = None
+    function: str | None = None
+
+    @property
+    def rises(self) -> bool:
+        """Whether a larger number never becomes the smaller one, so that a maximum may be taken before or after."""
+        falls_somewhere = ("silu", "gelu", "gelu_tanh", "hardswish")
+        return (self.slope or 0) >= 0 and self.function not in falls_somewhere
 
 
 IDENTITY = Activation()
@@ -104,6 +114,8 @@ class Code:
     def activated(self, value: Value, activation: Activation) -> Value:
         """Written so that a NaN stays one."""
         b, kind = self.b, value.type
+        if activation.function is not None:
+            return ON_VECTORS[activation.function](Numbers(self, value)).value
         if activation.slope is not None:
             scaled = b.fmul(value, kind([activation.slope] * kind.count))
             value = b.select(b.fcmp_ordered("<", value, kind([0.0] * kind.count)), scaled, value)

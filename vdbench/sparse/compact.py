@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdbench.sparse.graph import Add, Affine, Concat, Conv2d, Flatten, Graph, Input, Linear, Op, TorchOp
+from vdbench.sparse.graph import Add, Affine, Concat, Conv2d, Flatten, Graph, Input, Linear, Op, Opaque
 
 Layer = Linear | Conv2d
 Mask = np.ndarray  # bool (channels,) of a value
@@ -58,7 +58,7 @@ def _bypass(ops: dict[str, Op], name: str) -> None:
 def fold_constants(graph: Graph) -> Graph:
     """Take constants into the biases of the layers that read them. A unit that reads nothing but constants is one
     itself, a map of them where it differs from place to place; one walk in order follows them through everything but
-    TorchOps. Weights on constants become zero. Behind padding a bias becomes a map, since a constant is not seen
+    what is opaque. Weights on constants become zero. Behind padding a bias becomes a map, since a constant is not seen
     outside the image.
     """
     ops: list[Op] = []
@@ -75,8 +75,8 @@ def fold_constants(graph: Graph) -> Graph:
 
 def drop_unread(graph: Graph) -> Graph:
     """Drop units that no later weight reads, found in one walk from the output back. A unit stays where its place must
-    be kept: in a value TorchOps see, in the input, beside one that is read in a sum or in a group of a convolution, and
-    alone in its value; its own weights are then zero, so that it costs nothing.
+    be kept: in a value that something opaque reads, in the input, beside one that is read in a sum or in a group of a
+    convolution, and alone in its value; its own weights are then zero, so that it costs nothing.
     """
     read = _read(graph)
     keep = _kept(graph, read)
@@ -196,7 +196,7 @@ def _contribution(layer: Layer, given: _Constants) -> np.ndarray:
 
 
 def _carried(op: Op, given: list[_Constants]) -> _Constants:
-    if isinstance(op, TorchOp) or not any(source.known.any() for source in given):
+    if isinstance(op, Opaque) or not any(source.known.any() for source in given):
         return _Constants(_marks(op, False), torch.zeros((), dtype=torch.float64).expand(1, *op.shape))
     return _Constants.of(_through(op, [source.known for source in given]), op(*(source.plane for source in given)))
 
@@ -209,7 +209,7 @@ def _read(graph: Graph) -> dict[str, Mask]:
         if isinstance(op, Layer):
             links = np.any(_by_group(op), axis=3)
             masks = [(links & mask.reshape(len(links), -1, 1)).any(1).ravel()]
-        elif isinstance(op, TorchOp):
+        elif isinstance(op, Opaque):
             masks = [np.ones_like(channels) for channels in inputs]
         else:
             masks = _back(op, mask, [len(channels) for channels in inputs])
@@ -222,7 +222,7 @@ def _kept(graph: Graph, read: dict[str, Mask]) -> dict[str, Mask]:
     """Channels of every value that stay: those read, and those that the operations between layers tie to them."""
     whole = {graph.input.name, graph.output.name}
     for op in graph.ops:
-        if isinstance(op, TorchOp):
+        if isinstance(op, Opaque):
             whole |= {op.name, *op.inputs}
     keep = {name: mask | (name in whole) for name, mask in read.items()}
     for mask in keep.values():
@@ -242,7 +242,7 @@ def _tie(op: Op, mask: Mask, inputs: list[Mask]) -> None:
         if group.sum() > 1:  # of groups all channels stay; a convolution down to one group is an ordinary one
             for channels in both:
                 channels |= group
-    elif not isinstance(op, Layer | TorchOp | Input):
+    elif not isinstance(op, Layer | Opaque | Input):
         for channels, more in zip(inputs, _back(op, mask, [len(channels) for channels in inputs]), strict=True):
             channels |= more
         if isinstance(op, Add):
@@ -267,7 +267,7 @@ def _sliced(op: Op, read: Mask, keep: dict[str, Mask]) -> Op:
             return replace(op, shape=shape, weight=np.ascontiguousarray(weight), bias=_narrow(bias))
         case Affine():
             return replace(op, shape=shape, scale=op.scale[kept], shift=op.shift[kept])
-        case Input() | TorchOp():
+        case Input() | Opaque():
             return op
         case _:
             return replace(op, shape=shape)

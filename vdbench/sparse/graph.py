@@ -1,5 +1,6 @@
 """A network as the engine sees it: operations on values without a batch axis, each value named after what makes it."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -122,6 +123,28 @@ class LeakyReLU(Op):
         return functional.leaky_relu(inputs[0], self.slope)
 
 
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": functools.partial(functional.gelu, approximate="tanh"),
+    "elu": functional.elu,
+    "hardsigmoid": functional.hardsigmoid,
+    "hardswish": functional.hardswish,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pointwise(Op):
+    """One of FUNCTIONS, of every number by itself."""
+
+    function: str
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return FUNCTIONS[self.function](inputs[0])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pool2d(Op):
     """What max- and average pooling share. Places outside the input take no part in a maximum and count as zeros in
@@ -180,8 +203,23 @@ class Concat(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchOp(Op):
-    """Anything else that works example by example, as a function of batches; it always runs in PyTorch."""
+class Opaque(Op):
+    """What reads all of its inputs, whatever becomes of them; it always runs in PyTorch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Softmax(Opaque):
+    """Over the channels; if `log`, its logarithm."""
+
+    log: bool
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return (torch.log_softmax if self.log else torch.softmax)(inputs[0], 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchOp(Opaque):
+    """Anything else that works example by example, as a function of batches."""
 
     function: Callable[..., Tensor] = field(repr=False)
     layers: frozenset[type[nn.Module]] = frozenset()  # the kinds of those in it that have weight matrices

@@ -17,7 +17,9 @@ from vdbench.sparse.graph import (
     Linear,
     MaxPool2d,
     Op,
+    Pointwise,
     Pool2d,
+    Softmax,
 )
 
 INPUT, OUTPUT = "input", "output"
@@ -47,6 +49,15 @@ def onnx_model(graph: Graph) -> bytes:
     model = helper.make_model(content, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+_OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tanh": ("Tanh", {}),
+    "sigmoid": ("Sigmoid", {}),
+    "elu": ("Elu", {}),
+    "hardsigmoid": ("HardSigmoid", {"alpha": 1 / 6}),
+    "hardswish": ("HardSwish", {}),
+}
 
 
 class _Parts:
@@ -93,6 +104,11 @@ class _Parts:
                 self.node("Clip", op, *bounds)
             case LeakyReLU():
                 self.node("LeakyRelu", op, alpha=op.slope)
+            case Pointwise(function=function) if function in _OPERATORS:
+                operator, attributes = _OPERATORS[function]
+                self.node(operator, op, **attributes)
+            case Softmax():
+                self.node("LogSoftmax" if op.log else "Softmax", op, axis=1)
             case MaxPool2d():
                 self.node("MaxPool", op, dilations=op.dilation, **_pooling(op))
             case AvgPool2d(divisor=None):

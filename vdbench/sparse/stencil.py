@@ -25,6 +25,7 @@ from vdbench.sparse.graph import (
     Op,
     Padding,
     Pair,
+    Pointwise,
     Pool2d,
     Shape,
 )
@@ -142,7 +143,7 @@ def _pool(op: MaxPool2d | AvgPool2d, inputs: list[Shape]) -> Stencil:
 
 
 def _channelwise(op: Op, inputs: list[Shape]) -> Stencil:
-    """Affine, Clip, LeakyReLU, Add and Concat: every output channel is a channel, or the sum of two."""
+    """Affine, Clip, LeakyReLU, Pointwise, Add and Concat: every output channel is a channel, or the sum of two."""
     channels = np.arange(op.shape[0])
     scale, shift = np.ones(op.shape[0], np.float32), np.zeros(op.shape[0], np.float32)
     if isinstance(op, Affine):
@@ -160,13 +161,15 @@ def _channelwise(op: Op, inputs: list[Shape]) -> Stencil:
 
 
 _FROM = {Linear: _linear, Conv2d: _conv, MaxPool2d: _pool, AvgPool2d: _pool}
-_FROM |= dict.fromkeys((Affine, Clip, LeakyReLU, Add, Concat), _channelwise)  # type: ignore[arg-type]
+_FROM |= dict.fromkeys((Affine, Clip, LeakyReLU, Pointwise, Add, Concat), _channelwise)  # type: ignore[arg-type]
 
 
 def _activated(stencil: Stencil, op: Op) -> Stencil:
     ops = stencil.ops if stencil.ops[-1] is op else (*stencil.ops, op)
     if isinstance(op, LeakyReLU):
         return replace(stencil, ops=ops, activation=Activation(slope=op.slope))
+    if isinstance(op, Pointwise):
+        return replace(stencil, ops=ops, activation=Activation(function=op.function))
     if isinstance(op, Clip):
         low, high = (None if np.isinf(bound) else bound for bound in (op.low, op.high))
         return replace(stencil, ops=ops, activation=Activation(low, high))
@@ -242,13 +245,13 @@ def _joined(before: Stencil, after: Stencil, value: str, *, pooling: bool, alike
     position in any of the values that both read is the same position in the others, as sums need it."""
     op, ops = after.ops[0], (*before.ops, *after.ops)
     active = before.activation != IDENTITY
-    if isinstance(op, Clip | LeakyReLU) and not active:
-        rises = not isinstance(op, LeakyReLU) or op.slope >= 0 or before.pool == (1, 1)
-        return replace(before, ops=ops, activation=after.activation) if rises else None
+    if isinstance(op, Clip | LeakyReLU | Pointwise) and not active:
+        may = after.activation.rises or before.pool == (1, 1)
+        return replace(before, ops=ops, activation=after.activation) if may else None
     if isinstance(op, MaxPool2d) and pooling and before.pool == (1, 1) and not before.maximum:
         plain = op.kernel == op.stride and op.padding == (0, 0) and op.dilation == (1, 1) and not op.ceil_mode
-        rises = (before.activation.slope or 0) >= 0
-        return replace(before, ops=ops, pool=op.kernel) if plain and rises and max(op.kernel) <= 3 else None
+        may = plain and before.activation.rises and max(op.kernel) <= 3
+        return replace(before, ops=ops, pool=op.kernel) if may else None
     if isinstance(op, Add) and alike and not active and before.stride == before.pool == (1, 1) and not before.maximum:
         other = [name for name in after.inputs if name != value]
         if len(other) != 1:

@@ -30,7 +30,9 @@ from vdbench.sparse.graph import (
     MaxPool2d,
     Op,
     Pair,
+    Pointwise,
     Shape,
+    Softmax,
 )
 from vdbench.sparse.modules import call_of
 
@@ -145,6 +147,28 @@ def leaky_relu(slot: Slot, x: Op, negative_slope: float = 0.01, inplace: bool = 
     return slot.put(LeakyReLU, x, slope=float(negative_slope))
 
 
+def _pointwise(function: str) -> Callable[..., Op | None]:
+    def handler(slot: Slot, x: Op, inplace: bool = False) -> Op | None:
+        return slot.put(Pointwise, x, function=function)
+
+    return handler
+
+
+def gelu(slot: Slot, x: Op, approximate: str = "none") -> Op | None:
+    return slot.put(Pointwise, x, function="gelu" if approximate == "none" else "gelu_tanh")
+
+
+def elu(slot: Slot, x: Op, alpha: float = 1.0, inplace: bool = False) -> Op | None:
+    return slot.put(Pointwise, x, function="elu") if alpha == 1 else None
+
+
+def _softmax(*, log: bool) -> Callable[..., Op | None]:
+    def handler(slot: Slot, x: Op, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Op | None:
+        return slot.put(Softmax, x, log=log) if dim in (1, -len(x.shape)) and dtype is None else None
+
+    return handler
+
+
 def max_pool2d(
     slot: Slot,
     x: Op,
@@ -254,6 +278,15 @@ HANDLERS: dict[Any, Callable[..., Op | None]] = {
     **dict.fromkeys((functional.hardtanh, functional.hardtanh_), hardtanh),
     **dict.fromkeys((torch.clamp, torch.clamp_, torch.clip, "clamp", "clamp_", "clip", "clip_"), clamp),
     **dict.fromkeys((functional.leaky_relu, functional.leaky_relu_), leaky_relu),
+    **dict.fromkeys((torch.tanh, functional.tanh, "tanh"), _pointwise("tanh")),
+    **dict.fromkeys((torch.sigmoid, functional.sigmoid, "sigmoid"), _pointwise("sigmoid")),
+    functional.silu: _pointwise("silu"),
+    functional.gelu: gelu,
+    functional.elu: elu,
+    functional.hardsigmoid: _pointwise("hardsigmoid"),
+    functional.hardswish: _pointwise("hardswish"),
+    **dict.fromkeys((torch.softmax, functional.softmax, "softmax"), _softmax(log=False)),
+    **dict.fromkeys((torch.log_softmax, functional.log_softmax, "log_softmax"), _softmax(log=True)),
     **dict.fromkeys((functional.max_pool2d, torch.max_pool2d), max_pool2d),
     functional.avg_pool2d: avg_pool2d,
     functional.adaptive_avg_pool2d: _adaptive(AvgPool2d),
