@@ -11,7 +11,7 @@ import factory
 import pytest
 from tiny_suite import SUITE, edit, one_line_error, run_jobs, write_suite
 
-from vdbench import cli, collecting, config, current, records, shipping
+from vdbench import cli, collecting, config, current, information, records, shipping
 
 ROOT = Path(__file__).parent.parent
 
@@ -223,6 +223,12 @@ def test_info_lists_what_there_is(capsys):
     out = capsys.readouterr().out
     for expected in ("mnist", "digits", "266,200 weights", "430,500 weights", "vd_warmup", "torch_dense", "python"):
         assert expected in out
+    assert "4,640,000 weights for 10,000 words" in out
+
+
+@pytest.mark.parametrize("backend", ["torch_compacted", "torch_channels_last", "scipy_csr"])
+def test_info_tries_every_engine_on_a_net_it_has_something_to_do_in(backend):
+    assert information._installed(backend).endswith(": installed")
 
 
 UNTRAINED = {

@@ -46,3 +46,5 @@ def test_a_language_model_is_not_compiled_but_counted(tmp_path, capsys):
     assert "vdbench.to_cpu_sparse runs it sparse" in shown and "units_l1 0\n" in shown
     assert cli.main(["compile", str(path), "--output", str(tmp_path / "x.npz")]) == 2
     assert "not kept in a file" in capsys.readouterr().err
+    assert cli.main(["compile", str(path), "--threads", "1"]) == 2
+    assert "leave out --threads" in capsys.readouterr().err

@@ -126,6 +126,14 @@ def test_available_follows_the_files(world: World) -> None:
     assert data.available("digits") == "embedded"
 
 
+def test_what_is_published_nowhere_is_had_from_a_mirror_folder_alone(tmp_path: Path) -> None:
+    assert data.available("cifar10_jpeg", tmp_path) == "only by mirror folder"
+    with pytest.raises(DataError, match=r"cifar10-jpeg\.tar\.xz could not be had") as caught:
+        data.fetch("cifar10_jpeg", cache=tmp_path)
+    message = str(caught.value)
+    assert "It is published nowhere: point the mirror setting" in message and "network" not in message
+
+
 # --- downloads that fail -----------------------------------------------------------------------------------------
 
 

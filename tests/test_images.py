@@ -221,7 +221,7 @@ def test_augmentation_of_the_smallest_images(size: int) -> None:
 
 @pytest.mark.real_data
 def test_real_cifar10_as_jpeg() -> None:
-    if data.available("cifar10_jpeg") == "to download":
+    if data.available("cifar10_jpeg") == "only by mirror folder":
         pytest.skip("CIFAR-10 as JPEG is neither in the cache nor in VDBENCH_MIRROR")
     pixels, labels = CIFAR10_JPEG.read("test", None, None)
     assert pixels.shape == (10_000, 32, 32, 3) and np.bincount(labels).tolist() == [1000] * 10

@@ -207,7 +207,7 @@ def test_backend_that_is_not_installed_says_how_to_install_it(name, package, mon
         pytest.importorskip(PACKAGES[name][0])
     if package == "sparse_dot_mkl":
         pytest.importorskip(package)
-    with pytest.raises(BackendMissing, match=f"{package} is not installed: pip install"):
+    with pytest.raises(BackendMissing, match=rf"{package} is not installed: pip install -e '\.\[peers\]'"):
         BACKENDS[name](tiny.sparse_net("lenet300100"), IMAGES, 1)
 
 

@@ -52,6 +52,7 @@ def test_readme_shows_the_recorded_speeds():
     parts = []
     for file, names in (
         ("inference.yaml", ["vgglike"]),
+        ("cifar.yaml", ["vgglike-k100"]),
         ("ptb.yaml", ["lstm200-ptb-more-divergence", "tanh200-ptb-log-alpha-1"]),
     ):
         suite = load_suite(ROOT / "configs" / file)
@@ -61,9 +62,9 @@ def test_readme_shows_the_recorded_speeds():
     assert shown[1] == "\n\n".join(parts) + "\n"
 
 
-def test_readme_shows_the_recorded_training_steps():
+def test_the_page_on_training_shows_the_recorded_steps():
     written = json.loads(table.RECORDED.read_text(encoding="utf-8"))
-    assert pages.shown((ROOT / "README.md").read_text(encoding="utf-8"), "steps") == table.render(written)
+    assert pages.shown(table.PAGE.read_text(encoding="utf-8"), "steps") == table.render(written)
 
 
 def test_the_page_on_clusters_shows_what_the_recorded_runs_took():

@@ -8,7 +8,7 @@ import pytest
 from tiny_suite import edit, one_line_error
 
 import vdbench
-from vdbench import cli, data, metrics, records, shipping
+from vdbench import cli, config, data, metrics, records, shipping
 
 
 def test_record_ships_records_histories_and_pruned_nets_only(recorded):
@@ -67,6 +67,11 @@ def test_record_replaces_what_was_recorded_before(recorded):
     assert not (recorded / "fc/old").exists()
 
 
+def test_record_replaces_the_folder_it_is_told(project):
+    assert cli.main(["record", "tiny.yaml", "--output", "elsewhere"]) == 0
+    assert Path("elsewhere/fc/vd_warmup/seed0/pruned.npz").exists() and not Path("results/recorded").exists()
+
+
 def test_shipped_nets_agree_with_their_records(recorded, capsys):
     assert cli.main(["verify"]) == 0
     out = capsys.readouterr().out
@@ -106,6 +111,21 @@ def test_a_net_too_large_to_ship_is_left_out_and_not_missed(recorded, capsys, mo
     assert (recorded / "fc/vd_warmup/seed0/prune.json").exists()
     assert not (recorded / "fc/vd_warmup/seed0/pruned.npz").exists()
     assert "no recorded nets under" in one_line_error(["verify"], capsys)
+
+
+def test_nets_are_verified_on_what_data_there_is(recorded, capsys, monkeypatch):
+    shutil.copytree(recorded / "fc", recorded / "more")
+
+    def holds_out_too_many(record):
+        record["spec"]["validation_size"] = 10**6
+        record["spec_sha256"] = config.spec_sha256(record["spec"])
+
+    edit(recorded / "more/vd_warmup/seed0/prune.json", holds_out_too_many)
+    assert cli.main(["verify"]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert sum(" agrees: error " in line for line in out) == 1 and "1 of 2 nets agree with their records" in out
+    assert any(" NOT VERIFIED: validation_size is 1000000: digits has " in line for line in out)
+    assert "validation_size is 1000000" in one_line_error(["verify", str(recorded / "more")], capsys)
 
 
 def test_verify_takes_any_part_of_a_recorded_suite(recorded, capsys, monkeypatch):

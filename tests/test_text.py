@@ -68,6 +68,7 @@ def test_vocabulary_is_ranked_and_limited():
 
 def test_any_folder_with_texts_is_a_data_set(made, tmp_path):
     name = made(test="the dog\n")
+    assert data.available(name) == "in mirror"
     text = data.load(name)
     assert text.vocabulary == ("the", "saw", "dog", EOS, "cat", UNK)
     words = [text.vocabulary[n] for n in text.train_words]

@@ -84,7 +84,7 @@ def parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
             sub.add_argument("--partial", action="store_true", help="leave out figures that there is no data for")
         log_flag(sub)
     sub = suite("record")
-    sub.add_argument("--recorded", type=Path, metavar="DIR", help="default: results/recorded/<suite>")
+    sub.add_argument("--output", type=Path, metavar="DIR", help="folder to replace (default: results/recorded/<suite>)")
     sub.add_argument("--partial", action="store_true", help="leave out what is stale or missing, and say so")
     suite("plan").add_argument("--cores", type=_positive, default=8, help="as for snakemake (default: %(default)s)")
     suite("status")

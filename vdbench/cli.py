@@ -135,7 +135,7 @@ def record(args: argparse.Namespace) -> int:
     """Copy a suite's current records, histories and pruned nets to where they are shipped from."""
     from vdbench import shipping
 
-    target = args.recorded or shipping.FOLDER / args.suite.suite
+    target = args.output or shipping.FOLDER / args.suite.suite
     left_out = shipping.record(args.suite, _results(args), target, partial=args.partial)
     print("\n".join([*(f"left out: {note}" for note in left_out), f"recorded in {target}; tables and figures next:"]))
     print(f"snakemake tables --configfile {args.suite_file}")
@@ -165,6 +165,8 @@ def compile(args: argparse.Namespace) -> int:
     if isinstance(model, LanguageModel):
         if args.output:
             raise records.RecordError("a sparse language model is not kept in a file: its pruned.npz is small as it is")
+        if args.threads:
+            raise records.RecordError("a language model is counted here, not compiled: leave out --threads")
         print("a language model: vdbench.to_cpu_sparse runs it sparse; left of it:")
         print("\n".join(f"  {name} {count:,}" for name, count in structure(model).counts().items()))
         return 0

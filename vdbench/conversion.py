@@ -49,6 +49,7 @@ def to_variational_dropout(
         skip: names, as in `model.named_modules()`, of layers (or modules and all within them) to leave as they are.
         shared_noise: that of the linear and convolutional layers, see `VariationalDropoutLinear`; by default, true
             for a model with recurrent layers and false for any other.
+        p_threshold, loga_threshold, initial_log_sigma2: as in `VariationalDropoutLinear`.
 
     Raises:
         TypeError: not a module. ValueError: a name in `skip` that the model does not have, no layer to convert, layers

@@ -235,7 +235,8 @@ def examples(name: str) -> dict[str, int]:
 
 
 def available(name: str, cache: Path | None = None, mirror: Path | None = None) -> str:
-    """`embedded`, `cached`, `in mirror` or `to download`, by looking and not by reading. Raises DataError."""
+    """`embedded`, `cached`, `in mirror`, `to download` or `only by mirror folder`, by looking and not by reading.
+    Raises DataError."""
     return _source(name, mirror).available(cache, mirror)
 
 

@@ -102,7 +102,8 @@ class PublishedPlain(PublishedFile):
 
 
 class FromFiles:
-    """A data set in published files; `servers` gives the addresses of folders to download from, best first."""
+    """A data set in files known by their digests; `servers` gives the addresses of folders to download from, best
+    first, and none for files that are published nowhere."""
 
     name: str
     servers: Callable[[], Sequence[str]]
@@ -120,13 +121,13 @@ class FromFiles:
         }
 
     def available(self, cache: Path | None, mirror: Path | None) -> str:
-        """`cached`, `in mirror` or `to download`, by looking and not by reading."""
+        """`cached`, `in mirror`, `to download` or `only by mirror folder`, by looking and not by reading."""
         folders = Folders.in_force(cache, mirror)
         if all(file.is_in(folders.cache) for file in self.all_files):
             return "cached"
         if all(file.is_in(folders.cache) or file.is_in(folders.mirror) for file in self.all_files):
             return "in mirror"
-        return "to download"
+        return "to download" if self.servers() else "only by mirror folder"
 
 
 def obtain(file: PublishedFile, folders: Folders, servers: Callable[[], Sequence[str]]) -> tuple[bytes, str]:
@@ -180,10 +181,10 @@ def _download(file: PublishedFile, folders: Folders, servers: Sequence[str]) -> 
             return _download_from(address, file), address
         except DataError as error:
             tried.append(f"{address}: {error}")
+    advice = "Check the network and run again, or point" if servers else "It is published nowhere: point"
     raise DataError(
         "\n  ".join((f"{file.folder}/{file.name} could not be had:", *tried))
-        + f"\nCheck the network and run again, or point {SETTING} at a folder that has "
-        f"{file.folder}/{file.name}{file.suffix}."
+        + f"\n{advice} {SETTING} at a folder that has {file.folder}/{file.name}{file.suffix}."
     )
 
 

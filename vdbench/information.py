@@ -12,6 +12,8 @@ from vdbench.models import MODELS
 from vdbench.provenance import cpu_model, gpu_model, package_versions
 from vdbench.sparse.backends import BACKENDS, BackendMissing
 
+_WORDS = 10_000  # as Penn Treebank has: the weights of a language model depend on it
+
 
 def describe(*, cache: Path | None = None, mirror: Path | None = None) -> str:
     """Data sets, models, methods, backends, hardware and versions, a line each."""
@@ -21,7 +23,7 @@ def describe(*, cache: Path | None = None, mirror: Path | None = None) -> str:
             + data.available(name, cache, mirror)
             for name, source in data.DATASETS.items()
         },
-        "models": {name: f"{outputs.MODELS[name]}, {_weights(name):,} weights" for name in MODELS},
+        "models": {name: f"{outputs.MODELS[name]}, {_weights(name)}" for name in MODELS},
         "methods": outputs.METHODS,
         "backends": {name: _installed(name) for name in BACKENDS},
         "hardware": {
@@ -36,13 +38,17 @@ def describe(*, cache: Path | None = None, mirror: Path | None = None) -> str:
     )
 
 
-def _weights(model: str) -> int:
-    return metrics.size(MODELS[model](10)).weights
+def _weights(model: str) -> str:
+    classes = _WORDS if model in outputs.LANGUAGE_MODELS else 10
+    given = f" for {_WORDS:,} words" if classes == _WORDS else ""
+    return f"{metrics.size(MODELS[model](classes)).weights:,} weights{given}"
 
 
 def _installed(backend: Backend) -> str:
     """Found out by making it: a package that is there and cannot be imported is not installed."""
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2)).eval()
+    convolution = nn.Conv2d(1, 2, 3)
+    convolution.weight.data[0] = 0.0  # a dead unit: some have nothing to do without one
+    net = nn.Sequential(convolution, nn.Flatten(), nn.Linear(72, 2)).eval()
     try:
         BACKENDS[backend](net, np.zeros((1, 1, 8, 8), np.float32), 1)
     except BackendMissing as error:

@@ -15,7 +15,7 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Summary:
-    """`n` values: `std` is the sample standard deviation (n - 1); it and `interval`, for the mean, need n >= 2."""
+    """`n` values: `std` is the sample standard deviation (n - 1) and needs n >= 2; `interval`, for the mean, n >= 3."""
 
     n: int
     mean: float

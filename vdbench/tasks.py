@@ -135,7 +135,7 @@ def task(data: Dataset | Text, spec: RunSpec) -> Task:
 
 
 def evaluate(model: nn.Module, data: Dataset | Text) -> dict[str, float]:
-    """What a net is worth on the data to evaluate on: see `metrics.evaluate` and `metrics.perplexity`."""
+    """What a net is worth on the data to evaluate on: see `metrics.evaluate` and `metrics.text_cross_entropy`."""
     if isinstance(data, Text):
         cross_entropy = metrics.text_cross_entropy(model, data.eval_words)
         return {"perplexity": math.exp(min(cross_entropy, 700.0)), "cross_entropy": cross_entropy}

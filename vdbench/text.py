@@ -175,7 +175,7 @@ class PublishedText(FromFiles, TextSource):
 
 
 class PythonTopics(TextSource):
-    """The help texts that come with Python, about 70,000 words in lower case, for trying things out: they differ a
+    """The help texts that come with Python, over 100,000 words in lower case, for trying things out: they differ a
     little between versions of Python. Every tenth topic is validation text, the one after it test text; 2,000 words."""
 
     name = "topics"
@@ -222,7 +222,7 @@ class FolderText(TextSource):
         }
 
     def available(self, cache: Path | None, mirror: Path | None) -> str:
-        return "mirror"
+        return "in mirror"
 
     def lines(self, split: Split, cache: Path | None, mirror: Path | None) -> list[str]:
         return _decoded(self._content(split), str(self.folder / f"{split}.txt"))

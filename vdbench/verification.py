@@ -8,7 +8,7 @@ from typing import Any
 
 from vdbench import data, metrics, pruning, records, shipping, tasks
 from vdbench.config import VARIATIONAL_METHODS
-from vdbench.data import Dataset
+from vdbench.data import DataError, Dataset
 from vdbench.records import Record
 from vdbench.tensors import state_sha256
 from vdbench.text import Text
@@ -17,9 +17,10 @@ _ROUNDING = 1e-5
 
 
 def verify(folders: Sequence[Path], *, cache_folder: Path | None = None, mirror: Path | None = None) -> int:
-    """Print a line for every net recorded under `folders` (default: all that are shipped); 1 if any differs, else 0.
+    """Print a line for every net recorded under `folders` (default: all that are shipped).
 
-    Raises RecordError if there is no net to verify, DataError if there is no data to verify it on.
+    Returns 0 if all agree with their records, else 1: one differs, or its data cannot be had. Raises RecordError if
+    there is no net to verify, DataError if there is no data for any of them.
     """
     folders = folders or [shipping.recorded()]
     paths = [path for folder in folders for path in sorted(folder.glob("**/prune.json"))]
@@ -28,15 +29,40 @@ def verify(folders: Sequence[Path], *, cache_folder: Path | None = None, mirror:
     shipped = [(net, r) for net, r in found if net.exists() or r.run in required(net.resolve().parents[3])]
     if not shipped:
         raise records.RecordError(f"no recorded nets under {', '.join(map(str, folders))}")
-    load = cache(lambda name, size: data.load(name, validation_size=size, cache=cache_folder, mirror=mirror))
-    wrong = 0
+    datasets = _datasets([r for _, r in shipped], cache_folder, mirror)
+    agreeing = 0
     for path, record in shipped:
-        differences = _differences(path, record, load(record.dataset, record.spec["validation_size"]))
-        wrong += bool(differences)
-        verdict = f"DIFFERS: {'; '.join(differences)}" if differences else f"agrees: {_summary(_recorded(record))}"
+        dataset = datasets[_data_of(record)]
+        if isinstance(dataset, DataError):
+            verdict = f"NOT VERIFIED: {str(dataset).splitlines()[0].rstrip(':')}"
+        elif differences := _differences(path, record, dataset):
+            verdict = f"DIFFERS: {'; '.join(differences)}"
+        else:
+            verdict = f"agrees: {_summary(_recorded(record))}"
+            agreeing += 1
         print(f"{record.suite} {record.experiment}/{record.method}/seed{record.seed} {verdict}")
-    print(f"{len(shipped) - wrong} of {len(shipped)} nets agree with their records")
-    return 1 if wrong else 0
+    print(f"{agreeing} of {len(shipped)} nets agree with their records")
+    return 0 if agreeing == len(shipped) else 1
+
+
+def _data_of(record: Record) -> tuple[str, int]:
+    return record.dataset, record.spec["validation_size"]
+
+
+def _datasets(
+    shipped: Sequence[Record], cache_folder: Path | None, mirror: Path | None
+) -> dict[tuple[str, int], Dataset | Text | DataError]:
+    """What the nets are evaluated on, or why it cannot be had. Raises DataError: none of it can."""
+    found: dict[tuple[str, int], Dataset | Text | DataError] = {}
+    for name, size in dict.fromkeys(map(_data_of, shipped)):
+        try:
+            found[name, size] = data.load(name, validation_size=size, cache=cache_folder, mirror=mirror)
+        except DataError as error:
+            found[name, size] = error
+    errors = [value for value in found.values() if isinstance(value, DataError)]
+    if len(errors) == len(found):
+        raise errors[0]
+    return found
 
 
 def _required(suite: Path) -> set[tuple[str, str, int]]:

@@ -1,6 +1,6 @@
-"""What a training step of variational dropout costs, as the README shows it, from what benchmarks wrote down.
+"""What a training step of variational dropout costs, as docs/training.md shows it, from what benchmarks wrote down.
 
-`python tests/benchmarks/table.py results/benchmarks.json` prints it, and with `--write` puts it into README.md.
+`python tests/benchmarks/table.py results/benchmarks.json` prints it, and with `--write` puts it into that page.
 """
 
 import argparse
@@ -14,7 +14,8 @@ from vdbench import pages
 
 ROOT = Path(__file__).parent.parent.parent
 RECORDED = ROOT / "results" / "recorded" / "benchmarks" / "steps.json"
-_HEADERS = ["net", "variational step", "at most", "textbook layer", "cplxmodule", "memory", "at most"]
+PAGE = ROOT / "docs" / "training.md"
+_HEADERS = ["net", "variational step", "target", "textbook layer", "cplxmodule", "memory", "target"]
 
 
 def render(written: dict[str, Any]) -> str:
@@ -34,13 +35,12 @@ def render(written: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, nargs="?", default=RECORDED, help="what --benchmark-json wrote")
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/training.md")
     chosen = parser.parse_args()
     table = render(json.loads(chosen.file.read_text(encoding="utf-8")))
     print(table)
     if chosen.write:
-        page = ROOT / "README.md"
-        page.write_text(pages.replaced(page.read_text(encoding="utf-8"), "steps", table), encoding="utf-8")
+        PAGE.write_text(pages.replaced(PAGE.read_text(encoding="utf-8"), "steps", table), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What a training step of variational dropout costs, in steps of the same net without it.
 
-Targets: 2.5 dense steps for LeNet-300-100 and 1.9 for LeNet-5; a textbook implementation, defined below, needs about
-4.0 and 2.1. All contenders take their steps in turn, in one process on one thread. Ratios are of median processor time,
-which other processes disturb least; `pytest tests/benchmarks --benchmark-only` prints them and stores them in
-`extra_info`. Nothing is asserted of times.
+Targets: 2.5 dense steps for LeNet-300-100 and 1.9 for LeNet-5; a textbook implementation is defined below. All
+contenders take their steps in turn, in one process on one thread. Ratios are of median processor time, which other
+processes disturb least; `pytest tests/benchmarks --benchmark-only` prints them and stores them in `extra_info`. Nothing
+is asserted of times.
 """
 
 import math

@@ -135,7 +135,7 @@ def test_variational_step(benchmark, width, capsys):
         kinds.append("cplxmodule")
     except ImportError:
         with capsys.disabled():
-            print("\ncplxmodule is not installed, so it is not timed: pip install 'vdbench[peers]'")
+            print("\ncplxmodule is not installed, so it is not timed: pip install -e '.[peers]'")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

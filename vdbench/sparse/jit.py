@@ -1,4 +1,4 @@
-"""From kernels to addresses of machine code, and the loop that runs a list of them in one native call."""
+"""From kernels to addresses of machine code, which is kept in the cache folder."""
 
 import contextlib
 import ctypes

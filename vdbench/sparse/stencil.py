@@ -49,7 +49,7 @@ class Entries:
 
 @dataclass(frozen=True)
 class Stencil:
-    """One native operation: `ops` of the graph in one, from the values `inputs` to the value `output`.
+    """One native operation: `ops` of the graph in one, from the values `inputs` to the value `name`.
 
     `shape` is that before pooling by `pool`, which takes the maximum of windows side by side. `bias` has one number a
     channel, or (channels, height, width) of them.

@@ -18,7 +18,7 @@ class BackendMissing(RuntimeError):
 
 
 def not_installed(package: str | None) -> BackendMissing:
-    return BackendMissing(f"{package} is not installed: pip install vdbench[peers]")
+    return BackendMissing(f"{package} is not installed: pip install -e '.[peers]'")
 
 
 def require(model: nn.Module, *kinds: type[nn.Module]) -> None:
