@@ -22,7 +22,8 @@ from vdbench.sparse.graph import Conv2d, Graph, Shape
 from vdbench.sparse.jit import COMPILING, machine_name, vector_lanes
 from vdbench.sparse.plan import CLEARLY, PYTORCH, Network, Plan, fastest, measure, place
 from vdbench.sparse.program import TooLarge
-from vdbench.sparse.running import Pool, Runner, memory
+from vdbench.sparse.running import Runner, memory
+from vdbench.sparse.threads import Pool, checked_threads
 from vdbench.sparse.tracing import close, trace
 from vdbench.sparse.trial import Way, quickest
 
@@ -183,7 +184,7 @@ def compile_sparse(model: nn.Module, example_input: Tensor, *, threads: int | No
         TypeError, ValueError: the model, the example or the threads are not as described; the message says what to do.
         Untraceable: the model is no fixed sequence of operations; see `to_cpu_sparse` for those.
     """
-    Pool(threads)  # which has its say before anything is measured
+    checked_threads(threads)  # before anything is measured
     return compiled(compact(trace(model, example_input)), threads)
 
 
