@@ -14,8 +14,9 @@ import vdbench
 from vdbench.conversion import to_variational_dropout
 from vdbench.sparse import CompiledNet, compile_sparse, engine, machine, stencil, to_cpu_sparse
 from vdbench.sparse.plan import Network, Plan, measure
-from vdbench.sparse.running import Pool, Runner
+from vdbench.sparse.running import Runner
 from vdbench.sparse.summary import describe
+from vdbench.sparse.threads import Pool
 from vdbench.sparse.tracing import Untraceable, trace
 
 pytestmark = pytest.mark.usefixtures("engine_cache")

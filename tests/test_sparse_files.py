@@ -27,13 +27,34 @@ def test_files(compiled, tmp_path, monkeypatch):
     assert again.graph.removed == compiled.graph.removed and again.summary() == compiled.summary()
 
 
-def test_another_machine_makes_its_own_plans(compiled, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("place", "name", "other"),
+    [(engine, "machine_name", lambda: "another"), (engine, "PLAN_VERSION", 0), (torch, "__version__", "0.1")],
+)
+def test_what_was_measured_with_something_else_is_measured_once(compiled, tmp_path, monkeypatch, place, name, other):
+    monkeypatch.setenv("VDBENCH_CACHE", str(tmp_path / "cache"))
     compiled.save(tmp_path / "net.npz")
-    monkeypatch.setattr(engine, "machine_name", lambda: "another")
-    planned = []
-    monkeypatch.setattr(engine, "make_plans", lambda graph: planned.append(graph) or compiled.plans)
-    CompiledNet.load(tmp_path / "net.npz")
-    assert len(planned) == 1
+    monkeypatch.setattr(place, name, other)
+    made = []
+    monkeypatch.setattr(engine, "make_plans", lambda graph: made.append(graph) or compiled.plans)
+    for _ in range(2):
+        CompiledNet.load(tmp_path / "net.npz")
+    assert len(made) == 1
+
+
+def test_files_of_before_are_measured_again(compiled, tmp_path, monkeypatch):
+    monkeypatch.setenv("VDBENCH_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "net.npz"
+    compiled.save(path)
+    content = dict(np.load(path))
+    meta = json.loads(content["meta"].tobytes())
+    meta["machine"] = meta.pop("measured_with")
+    for plan in (*meta["plans"]["single"], *meta["plans"]["batch"]):
+        del plan["more_s"]
+    content["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    np.savez(path, **content)
+    monkeypatch.setattr(engine, "make_plans", lambda graph: compiled.plans)
+    assert CompiledNet.load(path).plans == compiled.plans
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "meta"])

@@ -11,7 +11,6 @@ import torch
 from sparse_net import EXAMPLE, assert_same, network
 
 from vdbench.sparse import CompiledNet, compile_sparse, engine, trial
-from vdbench.sparse.jit import vector_lanes
 from vdbench.sparse.plan import PYTORCH, Item, Network, Plan, choose, fastest, place, stretches
 from vdbench.sparse.trial import quickest
 
@@ -132,14 +131,32 @@ def test_single_examples_take_the_shortest_way_once_it_is_known_to_be_the_fastes
     assert_same(net(EXAMPLE + 1), out)
 
 
-def test_a_block_that_is_not_full_costs_more_than_its_share():
-    """Copies to and from one that is: a single example of a small net is no block, though that took as long."""
-    net = compile_sparse(network(), EXAMPLE, threads=1)
-    block = net._block_s = net._single_s
-    assert net._one_by_one(1) and not net._one_by_one(vector_lanes())
-    assert net._planned_s(vector_lanes() + 1) == pytest.approx(
-        ((vector_lanes() + 1) * block, 2 * block + engine.PADDED_S)
-    )
+@pytest.mark.parametrize(
+    ("single", "batch", "parts"),
+    [
+        ((2, 1), (100, 1), {1: 0, 15: 0, 40: 0}),  # (seconds for the planned examples, for every further one)
+        ((2, 1), (44, 0.75), {1: 0, 7: 0, 8: 8, 16: 16, 17: 16, 26: 16, 28: 28, 32: 32}),  # a block is 8, two are 20
+        ((2, 1), (10, 0.1), {1: 0, 4: 0, 15: 15, 17: 17, 31: 31, 40: 40}),  # a block is 5.2
+    ],
+)
+def test_examples_go_one_by_one_or_in_blocks_as_takes_least(compiled, monkeypatch, single, batch, parts):
+    monkeypatch.setattr(engine, "vector_lanes", lambda: 16)
+    plans = copy.deepcopy(compiled.plans)
+    for key, numbers in (("single", single), ("batch", batch)):
+        plan = plans[key][0]
+        plan.examples = 1 if key == "single" else 64
+        plan.seconds, plan.more_s = (1e-3 * number for number in numbers)
+        for item in plan.items:
+            item.native = True
+    net = CompiledNet(compiled.graph, plans, threads=1)
+    assert {count: net._in_blocks(count) for count in parts} == parts
+
+
+def test_what_a_further_example_takes_is_measured(compiled):
+    for plans in compiled.plans.values():
+        for plan in plans:
+            assert 0 <= plan.more_s < np.inf and plan.time(plan.examples) == plan.seconds
+            assert plan.time(plan.examples + 2) == pytest.approx(plan.seconds + 2 * plan.more_s)
 
 
 def made_plan(items: list[tuple[float, float]], examples: int = 64) -> Plan:

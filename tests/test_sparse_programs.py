@@ -26,8 +26,8 @@ from vdbench.sparse.jit import vector_lanes
 from vdbench.sparse.lowering import candidates
 from vdbench.sparse.plan import Network
 from vdbench.sparse.program import Bound, Program, Segment
-from vdbench.sparse.running import Pool
 from vdbench.sparse.stencil import Stencil
+from vdbench.sparse.threads import Pool
 
 LANES = vector_lanes()
 POOL = Pool(3)

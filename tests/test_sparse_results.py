@@ -26,7 +26,7 @@ def compiled(outputs: int, threads: int = 1) -> CompiledNet:
     return CompiledNet(net.graph, net.plans, threads=threads)
 
 
-@pytest.mark.parametrize("count", [1, 16, 64, 80])
+@pytest.mark.parametrize("count", [1, 5, 16, 17, 64, 80])
 def test_inputs_that_nobody_may_write_to_are_read(count):
     batch = np.random.default_rng(0).standard_normal((count, 20), np.float32)
     net = compiled(32)

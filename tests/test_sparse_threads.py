@@ -16,7 +16,7 @@ from torch import nn
 from vdbench.sparse import CompiledNet, compile_sparse, jit
 from vdbench.sparse.plan import Network
 from vdbench.sparse.program import _shares
-from vdbench.sparse.running import Pool
+from vdbench.sparse.threads import Pool, checked_threads
 from vdbench.sparse.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("engine_cache")
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("engine_cache")
 @pytest.fixture
 def together(monkeypatch):
     """Threads share the channels of every block."""
-    monkeypatch.setattr("vdbench.sparse.running.WORTH_A_THREAD_S", 1e-9)
+    monkeypatch.setattr("vdbench.sparse.threads.WORTH_A_THREAD_S", 1e-9)
     ways = CompiledNet._ways
     monkeypatch.setattr(CompiledNet, "_ways", lambda *args: [way for way in ways(*args) if way.keywords["together"]])
 
@@ -43,7 +43,7 @@ def in_a_fork(holds: Callable[[], bool]) -> bool:
 
 
 def test_threads_change_nothing(monkeypatch):
-    monkeypatch.setattr("vdbench.sparse.running.WORTH_A_THREAD_S", 1e-9)
+    monkeypatch.setattr("vdbench.sparse.threads.WORTH_A_THREAD_S", 1e-9)
     model, batch = network(), torch.randn(150, 2, 10, 10)
     one, three = (compile_sparse(model, EXAMPLE, threads=n) for n in (1, 3))
     for count in (150, 83, 48, 16, 5, 1):
@@ -146,3 +146,8 @@ def test_channels_are_shared_out_evenly(channels, threads):
 
 def test_small_work_stays_on_one_thread():
     assert Pool(8).worth(1e-9) == 1 and Pool(8).worth(1.0) == 8
+
+
+def test_as_many_threads_as_told_or_as_pytorch_has(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    assert (checked_threads(None), checked_threads(3), Pool(None).threads, Pool(3).threads) == (5, 3, 5, 3)

@@ -62,7 +62,7 @@ def archive(mode: str) -> bytes:
 def compiled() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.npz"
-        storage.save(path, trace(tiny.sparse_net("lenet300100"), torch.zeros(1, 1, 28, 28)), {}, "machine")
+        storage.save(path, trace(tiny.sparse_net("lenet300100"), torch.zeros(1, 1, 28, 28)), {}, "these")
         return path.read_bytes()
 
 
@@ -214,7 +214,7 @@ def test_a_compiled_net_of_any_bytes_is_read_or_refused(tmp_path):
     def fuzz(changed: bytes) -> None:
         path.write_bytes(changed)
         try:
-            storage.load(path)
+            storage.load(path, "these")
         except EXPECTED_ERRORS as error:
             assert "\n" not in str(error)
 

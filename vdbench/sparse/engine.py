@@ -22,16 +22,17 @@ from vdbench.sparse.graph import Conv2d, Graph, Shape
 from vdbench.sparse.jit import COMPILING, machine_name, vector_lanes
 from vdbench.sparse.plan import CLEARLY, PYTORCH, Network, Plan, fastest, measure, place
 from vdbench.sparse.program import TooLarge
-from vdbench.sparse.running import Pool, Runner, memory
+from vdbench.sparse.running import Runner, memory
+from vdbench.sparse.threads import Pool, checked_threads
 from vdbench.sparse.tracing import close, trace
 from vdbench.sparse.trial import Way, quickest
 
 log = logging.getLogger("vdbench")
 
-PLAN_VERSION = 7  # raised when plans of before no longer fit the code
+PLAN_VERSION = 8  # raised when plans of before no longer fit the code
 FLOAT32 = np.dtype(np.float32)
 LIKELY = 1.5  # times slower than the best plan: may yet be faster at another batch size
-PADDED_S = 1e-5  # what a block that is not full costs besides: copies to and from one that is
+UNEVEN_S = 2e-6  # what it costs besides that a block is not full, or that some go in blocks and others one by one
 TRIED_S = 0.05  # ways to something that takes longer by the plan are not timed anew
 
 
@@ -48,8 +49,8 @@ class CompiledNet:
         self.graph, self.plans = graph, plans
         self._pool, self._process = Pool(threads), os.getpid()
         self._single, self._batch = (self._runner(key, plans[key][0]) for key in ("single", "batch"))
-        lanes, batch = vector_lanes(), plans["batch"][0]
-        self._single_s, self._block_s = plans["single"][0].seconds, lanes * batch.seconds / batch.examples
+        self._block = vector_lanes() if any(item.native for item in plans["batch"][0].items) else 1
+        self._in_blocks = functools.lru_cache(self._in_blocks_of)
         self._kept: dict[int, Way] = {}  # by how many binary digits the number of examples has
         self._shortest: dict[Shape, Callable[[np.ndarray], np.ndarray]] = {}  # by the shape of the batch
 
@@ -94,8 +95,9 @@ class CompiledNet:
                     self._kept[size] = quickest(self._ways(len(array)), array)
         way = self._kept[size]
         if not way.keywords["together"]:
-            runner = way.keywords["single" if self._one_by_one(len(array)) else "batch"]
-            if shortest := runner.shortest(len(array), self._pool):
+            count = self._in_blocks(len(array))
+            runner = {0: way.keywords["single"], len(array): way.keywords["batch"]}.get(count)
+            if runner and (shortest := runner.shortest(len(array), self._pool)):
                 self._shortest[array.shape] = shortest
         return way(array)
 
@@ -107,11 +109,11 @@ class CompiledNet:
             planned = {"single": self._single, "batch": self._batch, "together": False}
             return functools.partial(self._call, **planned | changed)
 
-        one_by_one = self._one_by_one(count)
-        key, runner = ("single", self._single) if one_by_one else ("batch", self._batch)
+        in_blocks = self._in_blocks(count)
+        key, runner = ("batch", self._batch) if in_blocks else ("single", self._single)
         shares = runner.shares(self._pool)
-        if min(self._planned_s(count)) > TRIED_S:
-            blocks = count if one_by_one else -(-count // vector_lanes())
+        if self._planned_s(in_blocks, count - in_blocks) > TRIED_S:
+            blocks = -(-count // vector_lanes()) if in_blocks else count
             return [way(together=shares and blocks < self._pool.threads)]
         together = [way(together=True)] if shares else []
         return [way(), *together, *(way(**{key: self._runner(key, plan)}) for plan in self._rivals(key))]
@@ -126,24 +128,24 @@ class CompiledNet:
             plan for plan in others if plan.seconds <= limit and (pytorch or all(item.native for item in plan.items))
         ]
 
-    def _planned_s(self, count: int) -> tuple[float, float]:
-        """Seconds for so many examples, one by one and in blocks."""
-        blocks, rest = divmod(count, vector_lanes())
-        return count * self._single_s, blocks * self._block_s + (rest > 0) * (self._block_s + PADDED_S)
+    def _planned_s(self, in_blocks: int, one_by_one: int) -> float:
+        """Seconds for so many examples."""
+        blocks_s = self.plans["batch"][0].time(-(-in_blocks // self._block) * self._block) if in_blocks else 0.0
+        singles_s = self.plans["single"][0].time(one_by_one) if one_by_one else 0.0
+        uneven = in_blocks % self._block or (in_blocks and one_by_one)
+        return blocks_s + singles_s + (UNEVEN_S if uneven else 0.0)
 
-    def _one_by_one(self, count: int) -> bool:
-        single_s, batch_s = self._planned_s(count)
-        return single_s <= batch_s
+    def _in_blocks_of(self, count: int) -> int:
+        """How many of so many examples go in blocks, the others one by one, so that it takes least by the plans."""
+        return min((0, count, count - count % self._block), key=lambda n: self._planned_s(n, count - n))
 
     def _call(self, array: np.ndarray, *, single: Runner, batch: Runner, together: bool) -> np.ndarray:
-        count, rest = len(array), len(array) % vector_lanes()
-        if self._one_by_one(count):
-            return single(array, self._pool, together)
-        if rest and count > rest and self._one_by_one(rest):
-            parts = (batch, array[:-rest]), (single, array[-rest:])
-            out = memory(count, self.graph.output.shape)()
-            return np.concatenate([runner(part, self._pool, together) for runner, part in parts], out=out)
-        return batch(array, self._pool, together)
+        count = self._in_blocks(len(array))
+        parts = [(batch, array[:count]), (single, array[count:])]
+        outs = [runner(part, self._pool, together) for runner, part in parts if len(part)]
+        if len(outs) == 1:
+            return outs[0]
+        return np.concatenate(outs, out=memory(len(array), self.graph.output.shape)())
 
     def summary(self) -> str:
         """Per layer: shape, density, what was removed, how it runs, how long every way takes, and how near that is to
@@ -155,15 +157,14 @@ class CompiledNet:
     def save(self, path: Path | str) -> None:
         """Write the net to a NumPy archive without pickle, its weights sparse. Raises NotStorable where it runs
         PyTorch functions."""
-        storage.save(Path(path), self.graph, self.plans, machine_name())
+        storage.save(Path(path), self.graph, self.plans, measured_with())
 
     @classmethod
     def load(cls, path: Path | str, *, threads: int | None = None) -> "CompiledNet":
-        """A net that was saved; on another kind of processor the plans are made anew. Raises NetFileError."""
-        graph, plans, machine = storage.load(Path(path))
-        if machine != machine_name():
-            plans = make_plans(graph)
-        return cls(graph, plans, threads=threads)
+        """A net that was saved; on another kind of processor, or with another PyTorch, the plans are made anew and
+        remembered. Raises NetFileError."""
+        graph, plans = storage.load(Path(path), measured_with())
+        return cls(graph, plans or planned(graph), threads=threads)
 
 
 def compile_sparse(model: nn.Module, example_input: Tensor, *, threads: int | None = None) -> CompiledNet:
@@ -183,7 +184,7 @@ def compile_sparse(model: nn.Module, example_input: Tensor, *, threads: int | No
         TypeError, ValueError: the model, the example or the threads are not as described; the message says what to do.
         Untraceable: the model is no fixed sequence of operations; see `to_cpu_sparse` for those.
     """
-    Pool(threads)  # which has its say before anything is measured
+    checked_threads(threads)  # before anything is measured
     return compiled(compact(trace(model, example_input)), threads)
 
 
@@ -194,12 +195,17 @@ def compiled(graph: Graph, threads: int | None) -> CompiledNet:
     return CompiledNet(graph, planned(graph), threads=threads)
 
 
+def measured_with() -> str:
+    """What plans hold for: this code, kind of processor and PyTorch."""
+    return f"{PLAN_VERSION} {machine_name()} {torch.__version__}"
+
+
 def planned(graph: Graph) -> dict[str, list[Plan]]:
     """`make_plans`, or what is remembered of it."""
     known = storage.digest(graph)
     if known is None:
         return make_plans(graph)
-    key = hashlib.sha256(f"{PLAN_VERSION} {machine_name()} {torch.__version__} {known}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{measured_with()} {known}".encode()).hexdigest()[:32]
     path = Folders.in_force(None, None).cache / "compiled" / f"{key}.json"
     try:
         plans = storage.plans_from_json(json.loads(path.read_text()))
@@ -231,8 +237,8 @@ def _make_plans(network: Network) -> list[Plan]:
     fastest comes first, so it is never slower than PyTorch; those clearly slower are left out, and so are those whose
     outputs are not PyTorch's."""
     measured = measure(network)
-    shape = (measured.examples, *network.graph.input.shape)
-    batch = np.random.default_rng(0).standard_normal(shape, np.float32)
+    random, shape = np.random.default_rng(0), network.graph.input.shape
+    batch, block = (random.standard_normal((n, *shape), np.float32) for n in (measured.examples, vector_lanes()))
     pool, made = Pool(1), {}
     expected = network.graph(torch.from_numpy(batch.copy()))
 
@@ -256,6 +262,9 @@ def _make_plans(network: Network) -> list[Plan]:
                 return
         plan.seconds = fastest(lambda: runner(batch, pool), CLEARLY * fastest_so_far())
         made[name] = plan
+        if plan.seconds <= CLEARLY * fastest_so_far():
+            block_s = fastest(lambda: runner(block, pool))
+            plan.more_s = max(0.0, (block_s - plan.seconds) / (len(block) - plan.examples))
 
     def everywhere(plan: Plan) -> None:
         for item in plan.items:

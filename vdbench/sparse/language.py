@@ -14,7 +14,7 @@ from vdbench.sparse.jit import vector_lanes
 from vdbench.sparse.module import SparseModule
 from vdbench.sparse.plan import BATCH_VECTORS
 from vdbench.sparse.recurrence import NO_TABLE, SparseRecurrence, Table
-from vdbench.sparse.running import Pool
+from vdbench.sparse.threads import Pool
 from vdbench.structure import structure
 
 MANY = 256  # words; with fewer, other threads fall asleep between calls and take longer to wake than they save

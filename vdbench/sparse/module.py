@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vdbench.conversion import to_plain
 from vdbench.sparse.compact import compact
 from vdbench.sparse.engine import CompiledNet, compiled
-from vdbench.sparse.running import Pool
+from vdbench.sparse.threads import checked_threads
 from vdbench.sparse.tracing import Refused, Untraceable, trace
 
 log = logging.getLogger("vdbench")
@@ -31,7 +31,7 @@ class SparseModule(nn.Module):
 
     def __init__(self, model: nn.Module, threads: int | None) -> None:
         super().__init__()
-        Pool(threads)  # which says what is wrong with them
+        checked_threads(threads)
         self.model, self.threads = to_plain(model), threads
         self.nets: dict[tuple[int, ...], CompiledNet] = {}
         self._by_layers: set[tuple[int, ...]] = set()  # shapes of examples for which the whole is not compiled

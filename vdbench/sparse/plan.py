@@ -92,14 +92,19 @@ class Item:
 
 @dataclass
 class Plan:
-    """How batches, or single examples, run. `seconds` is the whole network's time for `examples` examples; `ways`
-    those of the ways it was picked from."""
+    """How batches, or single examples, run. `seconds` is the whole network's time for `examples` examples, `more_s`
+    what every further one takes in the same call; `ways` those of the ways it was picked from."""
 
     examples: int
     items: list[Item]
     channels_last: bool = False
     seconds: float = float("inf")
+    more_s: float = float("inf")
     ways: dict[str, float] = field(default_factory=dict)
+
+    def time(self, count: int) -> float:
+        """Seconds for so many examples."""
+        return self.seconds + (count - self.examples) * self.more_s
 
     def same_ways(self, other: Self) -> bool:
         """Whether everything runs in the same place and memory format as in a plan made from the same measurements."""

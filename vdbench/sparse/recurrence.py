@@ -14,8 +14,8 @@ from vdbench.sparse.graph import Graph, Input, Linear
 from vdbench.sparse.jit import COMPILING, vector_lanes
 from vdbench.sparse.plan import Network, Plan
 from vdbench.sparse.program import Bound, Program, Segment
-from vdbench.sparse.running import OfAThread
 from vdbench.sparse.stencil import Stencil
+from vdbench.sparse.threads import OfAThread
 from vdbench.structure import GATES
 
 Table = tuple[np.ndarray, np.ndarray, np.ndarray]  # sparse rows: where each starts, places and values

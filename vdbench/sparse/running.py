@@ -3,16 +3,11 @@
 import functools
 import itertools
 import math
-import operator
-import os
 import threading
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Sequence
+from ctypes import memmove
 
 import numpy as np
-import torch
 
 from vdbench.sparse.code import FLOAT_BYTES
 from vdbench.sparse.graph import Shape
@@ -20,28 +15,16 @@ from vdbench.sparse.jit import COMPILING, vector_lanes
 from vdbench.sparse.layout import address, aligned
 from vdbench.sparse.plan import BATCH_VECTORS, Item, Network, Plan, choose, operations, stretches
 from vdbench.sparse.program import Bound, Program, Segment
+from vdbench.sparse.threads import OfAThread, Pool, renewed_in_forks
 from vdbench.sparse.torch_run import TorchRun
 
 SMALL = 8192  # numbers that are moved as fast as it is found out where they best lie
-WORTH_A_THREAD_S = 1e-4  # less work than this stays on the calling thread
 
 
 def memory(count: int, shape: Shape) -> Callable[[], np.ndarray]:
     """Makes memory for so many results; what is small lies wherever it fits, since nothing is gained by asking."""
     full = count, *shape
     return functools.partial(np.empty if math.prod(full) < SMALL else aligned, full, np.float32)
-
-
-_WITH_LOCKS: weakref.WeakSet["OneExample | Pool"] = weakref.WeakSet()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: [one.renew() for one in _WITH_LOCKS])
-
-
-class OfAThread(threading.local):
-    """What every thread has made for itself."""
-
-    def __init__(self) -> None:
-        self.made: dict[Any, Any] = {}
 
 
 class NativeRun:
@@ -55,10 +38,11 @@ class NativeRun:
         self.block = 1 if self.single else vector_lanes()
         self.example_s = sum(item.best(native=True) for item in items) / plan.examples
         self._shapes = [segment.shapes[name] for name in (*segment.inputs, *segment.outputs)]
-        self._block_bytes = [FLOAT_BYTES * self.block * math.prod(shape) for shape in self._shapes]
+        self._bytes = [FLOAT_BYTES * math.prod(shape) for shape in self._shapes]  # of an example
         self._programs: dict[tuple[int, int], Program] = {}
         self._groups = functools.lru_cache(self._groups_of)
-        self._local = OfAThread()
+        self.alone = functools.lru_cache(self._alone_of)
+        self._local, self._kept = OfAThread(), OfAThread()
 
     def _bound(self, vectors: int, threads: int) -> Bound:
         """This thread's program for so many vectors of examples, compiled on first use."""
@@ -86,76 +70,94 @@ class NativeRun:
             before, vectors = before + groups * vectors, vectors // 2
         return found
 
-    def _pieces(
-        self, addresses: Sequence[int], blocks: int, threads: int = 1
-    ) -> Iterator[tuple[Bound, Sequence[int], int]]:
-        """Programs that make up so many blocks, where each finds its inputs and outputs, and its groups."""
+    def _compute(self, addresses: Sequence[int], count: int, pool: Pool | None = None) -> None:
+        """So many examples, whose inputs and outputs lie one behind the other at `addresses`: on the calling thread, or
+        on all of the pool's together."""
+        blocks, rest = divmod(count, self.block)
+        self._blocks(addresses, blocks, pool)
+        if rest and blocks:  # the last block begins inside the one before, whose outputs it computes once more
+            self._blocks(self._from(count - self.block, addresses), 1, pool)
+        elif rest:
+            self._padded(addresses, rest, functools.partial(self._blocks, pool=pool))
+
+    def _blocks(self, addresses: Sequence[int], blocks: int, pool: Pool | None = None) -> None:
+        """`_compute`, whole blocks of examples."""
         for before, vectors, groups in self._groups(blocks):
-            places = self._from(before, addresses) if before else addresses
-            yield self._bound(vectors, threads), places, groups
+            places = self._from(before * self.block, addresses) if before else addresses
+            if pool is None:
+                self._bound(vectors, 1)(places, groups)
+            else:
+                bound = self._bound(vectors, pool.threads)
+                bound.point_to(places, groups)
+                pool.run_together(bound)
 
-    def compute(self, addresses: Sequence[int], blocks: int) -> None:
-        """`blocks` whole blocks of examples, whose inputs and outputs lie one behind the other at `addresses`."""
-        for bound, places, groups in self._pieces(addresses, blocks):
-            bound(places, groups)
+    def _padded(self, addresses: Sequence[int], count: int, compute: Callable[[Sequence[int], int], None]) -> None:
+        """Less than a block, by way of a whole one of this thread's, which `compute` gets. Behind the examples lie
+        those of earlier calls: no lane sees another."""
+        mine, inputs = self._kept.made, len(self.inputs)
+        if not mine:
+            mine["arrays"] = [np.zeros((self.block, *shape), np.float32) for shape in self._shapes]
+            mine["addresses"] = [address(array) for array in mine["arrays"]]
+        whole = mine["addresses"]
+        moves = [*zip(whole, addresses, self._bytes, strict=True)]
+        for kept, given, size in moves[:inputs]:
+            memmove(kept, given, count * size)
+        compute(whole, 1)
+        for kept, made, size in moves[inputs:]:
+            memmove(made, kept, count * size)
 
-    def alone(self, count: int, shape: Shape) -> Callable[[np.ndarray], np.ndarray]:
-        """From the only input, so many examples in whole blocks, to outputs (count, *shape): on the calling thread,
-        with as little around the native calls as there can be."""
-        make, (given, made) = memory(count, shape), self._block_bytes
-        pieces = [(given * k, made * k, vectors, n) for k, vectors, n in self._groups(count // self.block)]
+    def _alone_of(self, count: int, shape: Shape) -> Callable[[np.ndarray], np.ndarray]:
+        """From the only input, so many examples, to outputs (count, *shape): `_compute`, on the calling thread, with as
+        little around the native calls as there can be."""
+        make, (given, made), block = memory(count, shape), self._bytes, self.block
+        blocks, rest = divmod(count, block)
+        pieces = [(k * block, vectors, groups) for k, vectors, groups in self._groups(blocks)]
+        if rest:
+            pieces.append((count - block, 1, 1))
+        places = [(given * first, made * first, vectors, groups) for first, vectors, groups in pieces]
 
         def run(batch: np.ndarray) -> np.ndarray:
             out = make()
             source, destination = address(batch), address(out)
-            for before, behind, vectors, groups in pieces:
+            for before, behind, vectors, groups in places:
                 self._bound(vectors, 1)((source + before, destination + behind), groups)
             return out
 
-        return run
+        def run_padded(batch: np.ndarray) -> np.ndarray:
+            out = make()
+            self._padded((address(batch), address(out)), count, self._bound(1, 1))
+            return out
 
-    def shares(self, pool: "Pool") -> bool:
+        return run if blocks else run_padded
+
+    def shares(self, pool: Pool) -> bool:
         """Whether so much is done to a block that several threads may have it done sooner together."""
         return pool.worth(self.block * self.example_s) > 1
 
-    def _together(self, addresses: Sequence[int], blocks: int, pool: "Pool") -> None:
-        """`compute`, on all threads together, each some of the channels."""
-        for bound, places, groups in self._pieces(addresses, blocks, pool.threads):
-            bound.point_to(places, groups)
-            pool.run_together(bound)
-
-    def _apart(self, addresses: Sequence[int], blocks: int, pool: "Pool") -> None:
-        """`compute`, with blocks of its own for every thread that they are worth."""
+    def _apart(self, addresses: Sequence[int], count: int, pool: Pool) -> None:
+        """`_compute`, with blocks of its own for every thread that they are worth."""
+        blocks = -(-count // self.block)
         threads = pool.worth(blocks * self.block * self.example_s)
         share, left = divmod(blocks, threads)
-        ends = [k * share + min(k, left) for k in range(min(threads, blocks) + 1)]
+        ends = [min((k * share + min(k, left)) * self.block, count) for k in range(min(threads, blocks) + 1)]
         pool.run(
-            [functools.partial(self.compute, self._from(a, addresses), b - a) for a, b in itertools.pairwise(ends)]
+            [functools.partial(self._compute, self._from(a, addresses), b - a) for a, b in itertools.pairwise(ends)]
         )
 
-    def __call__(self, arrays: Sequence[np.ndarray], pool: "Pool", together: bool) -> list[np.ndarray]:
+    def __call__(self, arrays: Sequence[np.ndarray], pool: Pool, together: bool) -> list[np.ndarray]:
         """Inputs (N, ...) float32; outputs alike, contiguous. `together`: threads share the channels of every block
         and have none of their own."""
         arrays, count = [np.ascontiguousarray(array) for array in arrays], len(arrays[0])
         outputs = [memory(count, shape)() for shape in self._shapes[len(arrays) :]]
-        everything = [*arrays, *outputs]
-        blocks, rest = divmod(count, self.block)
-        self._share_out([*map(address, everything)], blocks, pool, together)
-        if rest:  # a block that is not full: computed on a copy that is
-            padded = [np.zeros((self.block, *a.shape[1:]), np.float32) for a in everything]
-            for copy, array in zip(padded, arrays, strict=False):
-                copy[:rest] = array[count - rest :]
-            self._share_out([*map(address, padded)], 1, pool, together)
-            for copy, array in zip(padded[len(arrays) :], outputs, strict=True):
-                array[count - rest :] = copy[:rest]
+        addresses = [address(array) for array in (*arrays, *outputs)]
+        if together and self.shares(pool):
+            self._compute(addresses, count, pool)
+        else:
+            self._apart(addresses, count, pool)
         return outputs
 
-    def _share_out(self, addresses: Sequence[int], blocks: int, pool: "Pool", together: bool) -> None:
-        share_out = self._together if together and self.shares(pool) else self._apart
-        share_out(addresses, blocks, pool)
-
-    def _from(self, block: int, addresses: Sequence[int]) -> list[int]:
-        return [a + block * bytes for a, bytes in zip(addresses, self._block_bytes, strict=True)]
+    def _from(self, example: int, addresses: Sequence[int]) -> list[int]:
+        return [a + example * bytes for a, bytes in zip(addresses, self._bytes, strict=True)]
 
 
 class OneExample:
@@ -169,8 +171,7 @@ class OneExample:
         self._bound = Bound(Program(run.segment, run.choices, vectors=0))
         self._bound.point_to((address(self._given), address(self._made)), 1)
         self._call, self._meanwhile = self._bound.again, run.alone(1, shape)
-        self.renew()
-        _WITH_LOCKS.add(self)
+        renewed_in_forks(self)
 
     def renew(self) -> None:
         """For a fork, which may have been made in the middle of another thread's call."""
@@ -186,77 +187,6 @@ class OneExample:
             return self._result[None].copy()
         finally:
             self._lock.release()
-
-
-class Pool:
-    """Threads that work is shared out to; the calling one takes part.
-
-    Args:
-        threads: how many; None for as many as PyTorch uses.
-
-    Attributes:
-        trial: held by the caller whose ways are timed.
-
-    Raises:
-        TypeError: not a whole number of threads. ValueError: less than one.
-    """
-
-    def __init__(self, threads: int | None) -> None:
-        self.threads = torch.get_num_threads() if threads is None else operator.index(threads)
-        if self.threads < 1:
-            raise ValueError(f"threads: {self.threads}, where it takes one at least")
-        self.renew()
-        _WITH_LOCKS.add(self)
-
-    def __reduce__(self) -> tuple[type["Pool"], tuple[int]]:
-        """Copies have threads of their own."""
-        return Pool, (self.threads,)
-
-    def renew(self) -> None:
-        """For a process of its own: a fork has neither the threads nor those who held the locks."""
-        self._executor: ThreadPoolExecutor | None = None
-        self._together, self.trial = threading.Lock(), threading.Lock()
-
-    def worth(self, seconds: float) -> int:
-        """Threads that so much work is worth waking."""
-        return max(1, min(self.threads, int(seconds / WORTH_A_THREAD_S)))
-
-    def run(self, jobs: Sequence[Callable[[], None]], give_up: Callable[[], None] = lambda: None) -> None:
-        """Run all jobs at the same time, as many as there are threads at most. When not all can be started, or the
-        caller is interrupted, `give_up` makes an end of those that were."""
-        if len(jobs) > 1 and self._executor is None:
-            self._executor = self._started()
-        waiting: list[Future[None]] = []
-        try:
-            for job in jobs[1:]:  # one by one, for those that were started are waited for in any case
-                waiting.append(self._executor.submit(job))  # type: ignore[union-attr]
-            for job in jobs[:1]:
-                job()
-        except BaseException:
-            give_up()
-            raise
-        finally:
-            for job in waiting:
-                job.result()
-
-    def _started(self) -> ThreadPoolExecutor:
-        """All threads but the caller's, each of them there already: some jobs wait for one another."""
-        executor = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="vdbench")
-        met = threading.Barrier(self.threads)
-        try:
-            for _ in range(self.threads - 1):
-                executor.submit(met.wait)
-            met.wait()
-        except BaseException:
-            met.abort()
-            raise
-        return executor
-
-    def run_together(self, bound: Bound) -> None:
-        """Run a program of as many threads. One caller at a time does: two could each hold threads that the other waits
-        for."""
-        with self._together:
-            self.run(bound.members, bound.release)
 
 
 class Runner:
@@ -277,18 +207,18 @@ class Runner:
         small = math.prod(network.graph.input.shape) + math.prod(self.shape) < SMALL
         self._one = OneExample(self._alone, self.shape) if self._alone and network.single and small else None
 
-    def shortest(self, count: int, pool: "Pool") -> Callable[[np.ndarray], np.ndarray] | None:
-        """A way with little around it, where so many examples have one and other threads are not worth waking."""
+    def shortest(self, count: int, pool: Pool) -> Callable[[np.ndarray], np.ndarray] | None:
+        """A way with little around it, where the plan has one and other threads are not worth waking."""
         run = self._alone
-        if run is None or count % run.block or pool.worth(count * run.example_s) > 1:
+        if run is None or pool.worth(count * run.example_s) > 1:
             return None
         return self._one if self._one and count == 1 else run.alone(count, self.shape)
 
-    def shares(self, pool: "Pool") -> bool:
+    def shares(self, pool: Pool) -> bool:
         """Whether threads that compute together may gain anything."""
         return any(isinstance(stretch, NativeRun) and stretch.shares(pool) for stretch in self.stretches)
 
-    def __call__(self, batch: np.ndarray, pool: "Pool", together: bool = False) -> np.ndarray:
+    def __call__(self, batch: np.ndarray, pool: Pool, together: bool = False) -> np.ndarray:
         """Outputs (N, ...) for inputs (N, ...). `together`: threads share the channels of every block and have none of
         their own."""
         if short := self.shortest(len(batch), pool):

@@ -76,24 +76,24 @@ def check_plans(plans: dict[str, list[Plan]], graph: Graph) -> None:
         network = Network(graph, single=key == "single")
         names = [item.name for item in network.items]
         for plan in made:
-            times = [plan.seconds, *(s for item in plan.items for s in item.seconds.values())]
+            times = [plan.seconds, plan.more_s, *(s for item in plan.items for s in item.seconds.values())]
             if [item.name for item in plan.items] != names or plan.examples != network.examples:
                 raise ValueError(f"a plan for {key} examples is that of another network")
             if not all(item.seconds for item in plan.items) or not all(0 <= s < math.inf for s in times):
                 raise ValueError(f"a plan for {key} examples has no times")
 
 
-def save(path: Path, graph: Graph, plans: dict[str, list[Plan]], machine: str) -> None:
-    """Write a compiled net; what was measured on `machine` goes with it. Raises NotStorable."""
+def save(path: Path, graph: Graph, plans: dict[str, list[Plan]], measured_with: str) -> None:
+    """Write a compiled net and its plans. Raises NotStorable."""
     arrays, ops = parts(graph)
     weights = {name: array for name, array in arrays.items() if name.endswith("/weight")}
     others = {name: array for name, array in arrays.items() if name not in weights}
-    meta = {"ops": ops, "removed": graph.removed, "plans": plans_to_json(plans), "machine": machine}
+    meta = {"ops": ops, "removed": graph.removed, "plans": plans_to_json(plans), "measured_with": measured_with}
     netfile.write_arrays(path, weights, others, meta)
 
 
-def load(path: Path) -> tuple[Graph, dict[str, list[Plan]], str]:
-    """The graph, its plans and the machine they were made on.
+def load(path: Path, measured_with: str) -> tuple[Graph, dict[str, list[Plan]] | None]:
+    """The graph, and its plans; None where they were measured with something else.
 
     Raises:
         NetFileError: the file is not a compiled net, or a damaged one.
@@ -107,11 +107,13 @@ def load(path: Path) -> tuple[Graph, dict[str, list[Plan]], str]:
             for name in {field.name for field in fields(kind)} - given.keys():
                 given[name] = np.ascontiguousarray(arrays[f"{given['name']}/{name}"])
             ops.append(kind(**given))
-        plans = plans_from_json(meta["plans"])
         graph = Graph(tuple(ops), dict(meta["removed"]))
         _check(graph)
+        if meta.get("measured_with") != measured_with:
+            return graph, None
+        plans = plans_from_json(meta["plans"])
         check_plans(plans, graph)
-        return graph, plans, str(meta["machine"])
+        return graph, plans
     except Exception as error:  # PyTorch's operations each have their own for arguments that do not fit
         raise netfile.NetFileError(
             f"{path}: not a compiled net ({type(error).__name__}: {first_line(error)}); compile the model again"
