@@ -9,7 +9,7 @@ from pathlib import Path
 from vdbench import records, shipping
 from vdbench.config import BASELINE_METHODS, Suite
 from vdbench.estimates import Past, guess, past_records
-from vdbench.progress import states
+from vdbench.progress import duration, states
 
 Node = tuple[str, ...]
 
@@ -116,7 +116,7 @@ def describe(suite: Suite, results: Path, *, cores: int) -> str:
         to_do = [job for job in own if not job.is_done]
         lines.append(f"{rule:16}{len(own):6}{len(to_do):7}{sum(job.seconds for job in to_do) / 3600:12.2f}")
     total = sum(job.seconds for job in left)
-    lines += ["", f"{_duration(total)} of work, {_duration(makespan(left, cores))} on {cores} cores. Estimated from:"]
+    lines += ["", f"{duration(total)} of work, {duration(makespan(left, cores))} on {cores} cores. Estimated from:"]
     lines += dict.fromkeys(f"  {_subject(suite, job)}: {job.basis}" for job in left)
     return "\n".join(lines)
 
@@ -129,9 +129,3 @@ def _subject(suite: Suite, job: Job) -> str:
     described = suite.experiments[job.name[1]]
     which = f" {job.name[2]}" if job.name[0] == "train" else ""
     return f"{job.name[0]} {described.model} on {described.dataset}{which}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
