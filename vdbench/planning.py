@@ -52,7 +52,7 @@ def jobs(suite: Suite, results: Path, past: Past) -> list[Job]:
 def _rule(stage: str, method: str) -> str:
     if stage == "train":
         return _TRAIN_RULES.get(method, method)
-    return {"time": "time_inference"}.get(stage, stage)
+    return "time_inference" if stage == "time" else stage
 
 
 def _after(suite: Suite, stage: str, experiment: str, method: str, seed: str) -> Iterator[Node]:
