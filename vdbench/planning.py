@@ -17,7 +17,7 @@ _TRAIN_RULES = {"dense": "pretrain", **dict.fromkeys(BASELINE_METHODS, "baseline
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedJob:
     """One job of the workflow: `after` are those it waits for, `seconds` the estimate, `basis` what that stands on."""
 
     name: Node
@@ -29,23 +29,25 @@ class Job:
     alone: bool = False
 
 
-def jobs(suite: Suite, results: Path, past: Past) -> list[Job]:
+def jobs(suite: Suite, results: Path, past: Past) -> list[PlannedJob]:
     """Every job of the workflow, each after those it waits for."""
     found = []
     for dataset in dict.fromkeys(experiment.dataset for experiment in suite.experiments.values()):
         is_done = (results / "data" / f"{dataset}.json").exists()
-        found.append(Job(("fetch", dataset), "fetch", frozenset(), *guess("fetch"), is_done))
+        found.append(PlannedJob(("fetch", dataset), "fetch", frozenset(), *guess("fetch"), is_done))
     for state in states(suite, results):
         run = (state.experiment, state.method, str(state.seed))
         after = frozenset(_after(suite, state.stage, *run))
         spec = suite.spec_of(state.stage, state.experiment, state.method, state.seed)
         seconds, basis = past.seconds(state.stage, spec)
         rule = _rule(state.stage, state.method)
-        found.append(Job((state.stage, *run), rule, after, seconds, basis, state.is_done, alone=state.stage == "time"))
+        found.append(
+            PlannedJob((state.stage, *run), rule, after, seconds, basis, state.is_done, alone=state.stage == "time")
+        )
     leaves = frozenset(job.name for job in found)
     is_done = all(job.is_done for job in found)
     for rule, output in (("collect", "collected.csv"), ("table", "tables"), ("plot", "figures")):
-        found.append(Job((rule,), rule, leaves, *guess(rule), is_done and (results / output).exists()))
+        found.append(PlannedJob((rule,), rule, leaves, *guess(rule), is_done and (results / output).exists()))
     return found
 
 
@@ -72,7 +74,7 @@ def _after(suite: Suite, stage: str, experiment: str, method: str, seed: str) ->
         yield "prune", experiment, method, seed
 
 
-def makespan(planned: Iterable[Job], cores: int) -> float:
+def makespan(planned: Iterable[PlannedJob], cores: int) -> float:
     """Seconds until all is done, whatever is ready being started as soon as a core is free; timing jobs run alone."""
     work = {job.name: job for job in planned}
     order = {name: place for place, name in enumerate(work)}
@@ -121,7 +123,7 @@ def describe(suite: Suite, results: Path, *, cores: int) -> str:
     return "\n".join(lines)
 
 
-def _subject(suite: Suite, job: Job) -> str:
+def _subject(suite: Suite, job: PlannedJob) -> str:
     if job.name[0] not in records.STAGES:
         return job.rule
     if job.name[1] in suite.cases():

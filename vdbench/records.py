@@ -104,8 +104,8 @@ class LayerHistogram(_Part):
     counts: list[int]
 
 
-class Timing(_Part):
-    """Seconds a call, one entry an interleaved sample."""
+class BackendTiming(_Part):
+    """One backend in one setting: seconds a call, one entry an interleaved sample."""
 
     backend: str
     device: str
@@ -172,7 +172,7 @@ class Record(_Part):
     threshold: float | None = None
     curve: list[CurvePoint] = []
     log_alpha_histogram: list[LayerHistogram] = []
-    timing: list[Timing] = []
+    timing: list[BackendTiming] = []
     missing_backends: dict[str, str] = {}
     work: Work | None = None
     limits: dict[str, float] = Field({}, description="of one core, GFLOP/s, by where an operand comes from")
