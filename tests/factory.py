@@ -12,6 +12,7 @@ from vdbench import config_timing, metrics, netfile, records
 from vdbench.config import VARIATIONAL_METHODS, VGG_WIDTHS, Suite, parse_suite, spec_sha256
 from vdbench.models import VGGLike
 from vdbench.records import (
+    BackendTiming,
     Control,
     CurvePoint,
     Layer,
@@ -20,7 +21,6 @@ from vdbench.records import (
     Provenance,
     Record,
     Size,
-    Timing,
     Work,
 )
 from vdbench.stages import stage_versions
@@ -236,7 +236,7 @@ SPARSE_SPEED |= {"torch_compacted": 1.5, "onnxruntime_compacted": 2.5, "openvino
 SPARSE_SPEED |= {"im2col_scipy": 0.8}
 
 
-def timings(settings: config_timing.Timing, rng: np.random.Generator, density: float = 0.05) -> list[Timing]:
+def timings(settings: config_timing.Timing, rng: np.random.Generator, density: float = 0.05) -> list[BackendTiming]:
     """Interleaved samples: what slows one backend in a round slows all of them."""
     speed = SPEED | {backend: factor * 0.05 / density for backend, factor in SPARSE_SPEED.items()}
     made = []
@@ -247,7 +247,9 @@ def timings(settings: config_timing.Timing, rng: np.random.Generator, density: f
                 factor = speed[backend] * (1 + 0.3 * math.log10(batch)) / threads**0.5
                 samples = 2e-5 * batch**0.7 * load * rng.normal(1, 0.02, len(load)) / factor
                 made.append(
-                    Timing(backend=backend, device="cpu", threads=threads, batch_size=batch, samples_s=list(samples))
+                    BackendTiming(
+                        backend=backend, device="cpu", threads=threads, batch_size=batch, samples_s=list(samples)
+                    )
                 )
     return made
 

@@ -341,3 +341,10 @@ def test_a_baseline_is_trained_on_what_pruning_left_of_the_run_it_is_matched_to(
     monkeypatch.setitem(stages.STAGE_VERSIONS, "prune", stages.STAGE_VERSIONS["prune"] + 1)
     raised = {method for method in before if stages.stage_versions("train", method) != before[method]}
     assert raised == {"magnitude", "random"}
+
+
+def test_of_many_mistakes_the_first_are_listed_and_the_rest_counted():
+    with pytest.raises(SuiteError) as caught:
+        parse_suite(content() | {f"wrong{number}": 1 for number in range(33)}, "my.yaml")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 31 and lines[-1] == "my.yaml: and 3 more mistakes"

@@ -8,7 +8,7 @@ from tiny_suite import SUITE, write_suite
 
 from vdbench import cli, estimates, planning, shipping
 from vdbench.estimates import Past
-from vdbench.planning import Job
+from vdbench.planning import PlannedJob
 
 
 def test_a_plan_learns_the_time_of_a_layer_from_the_same_layer():
@@ -94,7 +94,7 @@ def test_estimates_are_of_runs_on_a_gpu_where_there_is_one_and_only_there(gpu, e
 
 
 def simple_job(name, seconds, *after, alone=False):
-    return Job((name,), "rule", frozenset((other,) for other in after), seconds, "", False, alone)
+    return PlannedJob((name,), "rule", frozenset((other,) for other in after), seconds, "", False, alone)
 
 
 def test_the_plan_schedules_on_the_cores_there_are():

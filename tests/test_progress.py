@@ -119,4 +119,5 @@ def test_a_history_may_learn_a_column_on_the_way(tmp_path):
 
 
 def test_durations_are_in_units_that_tell_something():
-    assert [progress._duration(seconds) for seconds in (5, 600, 86400)] == ["5 s", "10 min", "24.0 h"]
+    shown = [progress.duration(seconds) for seconds in (5, 119, 120, 7140, 7200, 86400)]
+    assert shown == ["5 s", "119 s", "2 min", "119 min", "2.0 h", "24.0 h"]

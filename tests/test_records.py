@@ -1,6 +1,7 @@
 """Records: what is refused, what is stale, and that a file is whole or not there."""
 
 import json
+import math
 import shutil
 
 import factory
@@ -34,6 +35,16 @@ def test_a_record_is_read_as_it_was_written(suite, tmp_path):
         record = factory.record(suite, "fc", "vd_warmup", 0, stage=stage)
         records.write(record, tmp_path / "one.json")
         assert records.read(tmp_path / "one.json") == record
+
+
+def test_one_rule_says_what_a_net_is_judged_by(suite):
+    words = {"perplexity": 100.0, "cross_entropy": 4.6}
+    record = factory.record(suite, "fc", "dense", 0)
+    assert record.value == record.metrics["error"]
+    assert record.model_copy(update={"metrics": words}).value == 100.0
+    controls = [records.Control(weights_sha256="0" * 64, **known) for known in ({"error": 2.0}, {"perplexity": 100.0})]
+    assert [control.value for control in controls] == [2.0, 100.0]
+    assert math.isnan(records.Control(weights_sha256="0" * 64).value)
 
 
 def test_records_of_untrained_nets_are_read_and_loaded(tmp_path):

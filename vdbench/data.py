@@ -6,22 +6,19 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vdbench.files import DataError, Folders, FromFiles, PublishedFile, obtain
-from vdbench.images import CIFAR, CifarArchive, Normalisation, shifted_and_flipped
+from vdbench.images import CIFAR, Arrays, CifarArchive, Normalisation, Split, shifted_and_flipped
 from vdbench.pictures import CIFAR10_JPEG, PREFIX, PictureArchive, PictureFolder
 from vdbench.tensors import state_sha256
 from vdbench.text import TEXT_PREFIX, TEXTS, FolderText, Text, TextSource
 
 __all__ = ["DATASETS", "DataError", "Dataset", "available", "fetch", "load"]
-
-Split = Literal["train", "test"]
-Arrays = tuple[np.ndarray, np.ndarray]
 
 VALIDATION_SEED = 20170806  # never a run's own seed: every run of every method sees the same split
 
@@ -49,17 +46,15 @@ class Dataset:
 
     def to(self, device: str) -> "Dataset":
         """The same data on a device."""
-        names = ("train_images", "train_labels", "eval_images", "eval_labels", *(["normalisation"] * self.is_colour))
+        names = ["train_images", "train_labels", "eval_images", "eval_labels"]
+        if self.normalisation is not None:
+            names.append("normalisation")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def sha256(self) -> str:
         """Hash of all images and labels."""
         names = ("train_images", "train_labels", "eval_images", "eval_labels")
         return state_sha256({name: getattr(self, name) for name in names})
-
-    @property
-    def is_colour(self) -> bool:
-        return self.normalisation is not None
 
     def train_batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Training examples as a net takes them, and their labels.

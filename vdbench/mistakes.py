@@ -30,8 +30,10 @@ def explain(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
             close = difflib.get_close_matches(place[-1], _keys_beside(place, kind), n=1)
             message = f"unknown key; {f'did you mean {close[0]}?' if close else 'configs/README.md lists every key'}"
         lines.append(f"{where}: {'.'.join(place) or 'top level'}: {message}")
-    more = len(lines) - MOST_LINES
-    return "\n".join(lines[:MOST_LINES] + [f"{where}: and {more} more mistakes"] * (more > 0))
+    shown, more = lines[:MOST_LINES], len(lines) - MOST_LINES
+    if more > 0:
+        shown.append(f"{where}: and {more} more mistakes")
+    return "\n".join(shown)
 
 
 def _keys_beside(place: list[str], kind: type[BaseModel]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from vdbench import records, shipping
 from vdbench.config import BASELINE_METHODS, Suite
 from vdbench.estimates import Past, guess, past_records
-from vdbench.progress import states
+from vdbench.progress import duration, states
 
 Node = tuple[str, ...]
 
@@ -17,7 +17,7 @@ _TRAIN_RULES = {"dense": "pretrain", **dict.fromkeys(BASELINE_METHODS, "baseline
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedJob:
     """One job of the workflow: `after` are those it waits for, `seconds` the estimate, `basis` what that stands on."""
 
     name: Node
@@ -29,30 +29,32 @@ class Job:
     alone: bool = False
 
 
-def jobs(suite: Suite, results: Path, past: Past) -> list[Job]:
+def jobs(suite: Suite, results: Path, past: Past) -> list[PlannedJob]:
     """Every job of the workflow, each after those it waits for."""
     found = []
     for dataset in dict.fromkeys(experiment.dataset for experiment in suite.experiments.values()):
         is_done = (results / "data" / f"{dataset}.json").exists()
-        found.append(Job(("fetch", dataset), "fetch", frozenset(), *guess("fetch"), is_done))
+        found.append(PlannedJob(("fetch", dataset), "fetch", frozenset(), *guess("fetch"), is_done))
     for state in states(suite, results):
         run = (state.experiment, state.method, str(state.seed))
         after = frozenset(_after(suite, state.stage, *run))
         spec = suite.spec_of(state.stage, state.experiment, state.method, state.seed)
         seconds, basis = past.seconds(state.stage, spec)
         rule = _rule(state.stage, state.method)
-        found.append(Job((state.stage, *run), rule, after, seconds, basis, state.is_done, alone=state.stage == "time"))
+        found.append(
+            PlannedJob((state.stage, *run), rule, after, seconds, basis, state.is_done, alone=state.stage == "time")
+        )
     leaves = frozenset(job.name for job in found)
     is_done = all(job.is_done for job in found)
     for rule, output in (("collect", "collected.csv"), ("table", "tables"), ("plot", "figures")):
-        found.append(Job((rule,), rule, leaves, *guess(rule), is_done and (results / output).exists()))
+        found.append(PlannedJob((rule,), rule, leaves, *guess(rule), is_done and (results / output).exists()))
     return found
 
 
 def _rule(stage: str, method: str) -> str:
     if stage == "train":
         return _TRAIN_RULES.get(method, method)
-    return {"time": "time_inference"}.get(stage, stage)
+    return "time_inference" if stage == "time" else stage
 
 
 def _after(suite: Suite, stage: str, experiment: str, method: str, seed: str) -> Iterator[Node]:
@@ -72,7 +74,7 @@ def _after(suite: Suite, stage: str, experiment: str, method: str, seed: str) ->
         yield "prune", experiment, method, seed
 
 
-def makespan(planned: Iterable[Job], cores: int) -> float:
+def makespan(planned: Iterable[PlannedJob], cores: int) -> float:
     """Seconds until all is done, whatever is ready being started as soon as a core is free; timing jobs run alone."""
     work = {job.name: job for job in planned}
     order = {name: place for place, name in enumerate(work)}
@@ -116,12 +118,12 @@ def describe(suite: Suite, results: Path, *, cores: int) -> str:
         to_do = [job for job in own if not job.is_done]
         lines.append(f"{rule:16}{len(own):6}{len(to_do):7}{sum(job.seconds for job in to_do) / 3600:12.2f}")
     total = sum(job.seconds for job in left)
-    lines += ["", f"{_duration(total)} of work, {_duration(makespan(left, cores))} on {cores} cores. Estimated from:"]
+    lines += ["", f"{duration(total)} of work, {duration(makespan(left, cores))} on {cores} cores. Estimated from:"]
     lines += dict.fromkeys(f"  {_subject(suite, job)}: {job.basis}" for job in left)
     return "\n".join(lines)
 
 
-def _subject(suite: Suite, job: Job) -> str:
+def _subject(suite: Suite, job: PlannedJob) -> str:
     if job.name[0] not in records.STAGES:
         return job.rule
     if job.name[1] in suite.cases():
@@ -129,9 +131,3 @@ def _subject(suite: Suite, job: Job) -> str:
     described = suite.experiments[job.name[1]]
     which = f" {job.name[2]}" if job.name[0] == "train" else ""
     return f"{job.name[0]} {described.model} on {described.dataset}{which}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

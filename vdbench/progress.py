@@ -131,7 +131,7 @@ def _row(name: str, jobs: Sequence[State]) -> list[str]:
         f"{facts['loss']:.4f}" if "loss" in facts else "-",
         _measured(facts),
         f"{100 * facts['sparsity']:.2f} %" if "sparsity" in facts else "-",
-        _duration(facts["seconds_left"]) if "seconds_left" in facts else "-",
+        duration(facts["seconds_left"]) if "seconds_left" in facts else "-",
         f"{facts['peak_rss_mb']:.0f} MB" if "peak_rss_mb" in facts else "-",
     ]
 
@@ -142,7 +142,8 @@ def _measured(facts: dict[str, float]) -> str:
     return f"{facts['error']:.2f} %" if "error" in facts else "-"
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
+def duration(seconds: float) -> str:
+    """In the unit that tells something: below two minutes in seconds, below two hours in minutes, else in hours."""
+    if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +60,11 @@ class Work(_Part):
     weights: int = Field(description="weights that are not zero")
 
 
+def judged_by(measures: Collection[str]) -> str:
+    """Which of its measures a net is judged by: the perplexity of a language model, the error of any other."""
+    return "perplexity" if "perplexity" in measures else "error"
+
+
 class _Measured(_Part):
     """What a net is judged by: the perplexity of a language model, the error in percent of any other."""
 
@@ -68,8 +73,9 @@ class _Measured(_Part):
 
     @property
     def value(self) -> float:
-        value = self.perplexity if self.error is None else self.error
-        return float("nan") if value is None else value
+        """NaN where neither is known."""
+        known = self.model_dump(include={"error", "perplexity"}, exclude_none=True)
+        return known.get(judged_by(known), float("nan"))
 
 
 class Control(_Measured):
@@ -98,8 +104,8 @@ class LayerHistogram(_Part):
     counts: list[int]
 
 
-class Timing(_Part):
-    """Seconds a call, one entry an interleaved sample."""
+class BackendTiming(_Part):
+    """One backend in one setting: seconds a call, one entry an interleaved sample."""
 
     backend: str
     device: str
@@ -166,7 +172,7 @@ class Record(_Part):
     threshold: float | None = None
     curve: list[CurvePoint] = []
     log_alpha_histogram: list[LayerHistogram] = []
-    timing: list[Timing] = []
+    timing: list[BackendTiming] = []
     missing_backends: dict[str, str] = {}
     work: Work | None = None
     limits: dict[str, float] = Field({}, description="of one core, GFLOP/s, by where an operand comes from")
@@ -186,7 +192,7 @@ class Record(_Part):
     @property
     def value(self) -> float:
         """What the net is judged by: the perplexity of a language model, the error in percent of any other."""
-        return self.metrics["perplexity"] if "perplexity" in self.metrics else self.metrics["error"]
+        return self.metrics[judged_by(self.metrics)]
 
     @property
     def run(self) -> tuple[str, str, int]:

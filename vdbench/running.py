@@ -70,7 +70,7 @@ def clock(folder: Path) -> float:
 
 
 @dataclass(frozen=True)
-class Work:
+class AtWork:
     """A job at work: `report` says how far it is; `waited`, that another one was in its folder until now."""
 
     report: Callable[[dict[str, Any]], None]
@@ -78,7 +78,7 @@ class Work:
 
 
 @contextlib.contextmanager
-def at_work(folder: Path, stage: str) -> Iterator[Work]:
+def at_work(folder: Path, stage: str) -> Iterator[AtWork]:
     """Be the only job in `folder`, after waiting for the one that is there, and keep its progress file up to date.
 
     The file is gone after a job that succeeded; one that failed leaves its error there, one that was killed a file
@@ -101,7 +101,7 @@ def at_work(folder: Path, stage: str) -> Iterator[Work]:
         write()
         beat.start()
         try:
-            yield Work(facts.update, waited)
+            yield AtWork(facts.update, waited)
         except BaseException as error:
             over.set()
             beat.join()

@@ -34,8 +34,11 @@ def record(suite: Suite, results: Path, target: Path, *, partial: bool = False) 
     """
     found, notes = current.load(results, suite)
     if notes and not partial:
-        shown = "\n  ".join(notes[:10] + [f"and {len(notes) - 10} more"] * (len(notes) > 10))
-        raise records.RecordError(f"{results} is not complete (--partial records the rest):\n  {shown}")
+        shown, more = notes[:10], len(notes) - 10
+        if more > 0:
+            shown.append(f"and {more} more")
+        listed = "\n  ".join(shown)
+        raise records.RecordError(f"{results} is not complete (--partial records the rest):\n  {listed}")
     if not found:
         raise records.RecordError(f"{results} holds no current record of suite {suite.suite}; run snakemake first")
     shipped = shippable(found)

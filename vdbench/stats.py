@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from vdbench.config_timing import DENSE_BACKENDS
-from vdbench.records import Record, Timing
+from vdbench.records import BackendTiming, Record
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -48,7 +48,7 @@ class Speedup:
     both are None where the record does not know.
     """
 
-    timing: Timing
+    timing: BackendTiming
     seconds: float
     over_best: Ratio | None
     over_torch: Ratio | None
@@ -112,11 +112,11 @@ def contestants(found: Sequence[Speedup]) -> tuple[Speedup | None, Speedup | Non
     return ours, dense, next(others, None)
 
 
-def _median(timing: Timing) -> float:
+def _median(timing: BackendTiming) -> float:
     return float(np.median(timing.samples_s))
 
 
-def _speedup(record: Record, timing: Timing) -> Speedup:
+def _speedup(record: Record, timing: BackendTiming) -> Speedup:
     beside = [
         t
         for t in record.timing
@@ -137,7 +137,7 @@ def _speedup(record: Record, timing: Timing) -> Speedup:
     )
 
 
-def _ratio(record: Record, timing: Timing, reference: Timing | None) -> Ratio | None:
+def _ratio(record: Record, timing: BackendTiming, reference: BackendTiming | None) -> Ratio | None:
     if reference is None:
         return None
     if reference is timing:

@@ -19,7 +19,7 @@ from vdbench.config_timing import Backend, CaseSpec
 from vdbench.job import Job
 from vdbench.process import denormals_are_zero, threads_restored
 from vdbench.pruning import load_net
-from vdbench.records import Record, Timing
+from vdbench.records import BackendTiming, Record
 from vdbench.sparse.backends import BACKENDS, LANGUAGE_BACKENDS, BackendMissing, Run
 from vdbench.sparse.machine import calibrate
 from vdbench.sparse.trial import RUN_IN_S
@@ -149,7 +149,7 @@ def time_inference(
         raise SuiteError("--spec: does not say how to time: it lacks 'timing'")
     job = Job("time", spec, suite)
     model, shape = _net(spec, pruned)
-    timings: list[Timing] = []
+    timings: list[BackendTiming] = []
     missing: dict[str, str] = {}
     thread_counts = list(dict.fromkeys(available_cores() if t == "all" else t for t in spec.timing.threads))
     calls = list(itertools.product(spec.timing.batch_sizes, STEPS if shape is None else (1,)))
@@ -166,7 +166,7 @@ def time_inference(
             check_equal(runs, batch)
             samples = interleaved(runs, batch, spec.timing.rounds, spec.timing.min_sample_s)
             setting = {"device": "cpu", "threads": threads, "batch_size": batch_size, "steps": steps}
-            timed = [Timing(backend=name, samples_s=taken, **setting) for name, taken in samples.items()]
+            timed = [BackendTiming(backend=name, samples_s=taken, **setting) for name, taken in samples.items()]
             timings += timed
             medians = ", ".join(f"{t.backend} {1e6 * np.median(t.samples_s) / t.examples:.1f}" for t in timed)
             log.info("threads %d  batch %s  us an example: %s", threads, timed[0].batch, medians)

@@ -73,13 +73,8 @@ def _required(suite: Path) -> set[tuple[str, str, int]]:
 
 def _recorded(record: Record) -> dict[str, Any]:
     size = record.size.model_dump(include={"nonzero_weights", "sparsity", "compression_ratio"}) if record.size else {}
-    return {**_measure(record.metrics), **size, "layers": {x.name: x.nonzero for x in record.layers}}
-
-
-def _measure(measures: dict[str, float]) -> dict[str, float | None]:
-    """What a net is judged by: the perplexity of a language model, the error of any other."""
-    name = "perplexity" if "perplexity" in measures else "error"
-    return {name: measures.get(name)}
+    name = records.judged_by(record.metrics)
+    return {name: record.metrics.get(name), **size, "layers": {x.name: x.nonzero for x in record.layers}}
 
 
 def _differences(path: Path, record: Record, dataset: Dataset | Text) -> list[str]:
@@ -89,9 +84,10 @@ def _differences(path: Path, record: Record, dataset: Dataset | Text) -> list[st
     model, meta = pruning.load_net(path)
     if meta.get("spec_sha256") != record.spec_sha256:
         return [f"{path} holds the net of another spec ({meta.get('spec_sha256')})"]
-    size = metrics.size(model)
+    size, evaluated = metrics.size(model), tasks.evaluate(model, dataset)
+    name = records.judged_by(evaluated)
     measured = {
-        **_measure(tasks.evaluate(model, dataset)),
+        name: evaluated[name],
         "nonzero_weights": size.nonzero_weights,
         "sparsity": size.sparsity,
         "compression_ratio": size.compression_ratio,
