@@ -103,7 +103,33 @@ def test_where_the_dense_net_is_another_experiments_its_error_is_drawn_all_the_s
     figure = plots.FIGURES["error_vs_compression"](view(suite, results, made=others))
     hollow = [line for line in figure.axes[0].get_lines() if line.get_markerfacecolor() == "white"]
     assert [(list(line.get_xdata()), list(line.get_ydata())) for line in hollow] == [([1], [1.64])]
-    assert "dense" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "dense, of another experiment" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_dense_nets_of_the_same_model_are_in_every_panel_and_have_none_of_their_own():
+    sparse = factory.experiment(seeds=[0], methods={"dense": {"epochs": 4}, "vd_warmup": {"epochs": 4}}, timed=[])
+    dense = sparse | {"methods": {"dense": {"epochs": 9}}, "match": "vd_warmup"}
+    suite = factory.suite(short=sparse | {"match": "vd_warmup"}, long=dense, other=dense | {"dataset": "digits"})
+    errors = {"short": 1.7, "long": 1.2, "other": 5.0}
+    made = [
+        factory.record(suite, name, "dense", 0, metrics={"error": error}, control=None)
+        for name, error in errors.items()
+    ]
+    made.append(factory.record(suite, "short", "vd_warmup", 0, control=records.Control(error=1.7, weights_sha256="0")))
+    figure = plots.FIGURES["error_vs_compression"](*[plots.view(suite, n, {HERE: made}, {}) for n in errors])
+    first, last = (axis for axis in figure.axes if axis.get_visible())
+    assert (first.get_title(), last.get_title()) == (
+        f"LeNet-300-100 on MNIST\nshort ({HERE})",
+        f"LeNet-300-100 on digits ({HERE})",
+    )
+    hollow = [line for line in first.get_lines() if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_ydata()) for line in hollow] == [[1.2]]
+
+
+def test_titles_name_the_experiment_where_others_have_the_same_net():
+    suite = factory.suite(a=factory.experiment(), b=factory.experiment(), c=factory.experiment("lenet5"))
+    titles = [plots.view(suite, name, {HERE: []}, {}).title for name in "abc"]
+    assert titles == ["LeNet-300-100 on MNIST\na", "LeNet-300-100 on MNIST\nb", "LeNet-5-Caffe on MNIST"]
 
 
 def test_nets_above_the_axis_are_named_at_its_edge(suite, results):
@@ -267,7 +293,7 @@ def test_crossover_lies_between_the_points_about_it():
 def test_roofline_draws_ceilings_and_every_point_of_vdbench(layers):
     axis = plots.TIMING_FIGURES["roofline"](*layers).axes[0]
     texts = [text.get_text() for text in axis.texts]
-    assert "operand from registers: 230 GFLOP/s" in texts and "all from L3: 108 GB/s" in texts
+    assert "registers: 230" in texts and "all from L3: 108 GB/s" in texts
     points = [line for line in axis.get_lines() if line.get_marker() in tuple("osD^v")]
     assert len(points) == 4 * 3 + 4 * 4
     record = layers[1].records[0]
@@ -277,6 +303,13 @@ def test_roofline_draws_ceilings_and_every_point_of_vdbench(layers):
     )
     expected = (2 * 235_200 * 64 / (8 * 235_200 + 4 * 1084 * 64), item.gflops)
     assert any((p.get_xdata()[0], p.get_ydata()[0]) == pytest.approx(expected) for p in points)
+
+
+def test_ceilings_that_are_close_share_a_label(layers):
+    near = {"fma": 256.0, "load_l1": 247.0, "load_l2": 120.0}
+    changed = [replace(x, records=[r.model_copy(update={"limits": near}) for r in x.records]) for x in layers]
+    axis = plots.TIMING_FIGURES["roofline"](*changed).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["L2: 120", "registers: 256\nL1: 247"]
 
 
 def test_without_the_limits_of_the_machine_there_is_no_roofline(layers):
@@ -341,6 +374,17 @@ def test_widths_are_drawn_over_what_is_published_and_the_lossy_data_set_is_named
     assert len(error.containers) == 3 and len(compression.containers) == 2  # the dense net is not compressed
 
 
+def test_thresholds_are_told_where_widths_have_different_ones():
+    for other, told in ((3.0, ""), (2.0, "removed at log α ≥ 3 (k = 0.25), ≥ 2 (k = 0.5)")):
+        content = vgg_suite().model_dump(exclude_none=True, exclude={"timing", "synthetic"})
+        content["experiments"]["half"]["threshold"] = other
+        suite = parse_suite(content, "a test")
+        made = factory.all_records(suite)
+        views = [plots.view(suite, name, {HERE: made}, {}) for name in suite.experiments]
+        (part,) = plots.FIGURES["error_and_compression_by_width"](*views).subfigs
+        assert part.axes[1].get_title() == told
+
+
 def test_nothing_published_is_drawn_beside_validation_errors(vgg):
     suite, (folder, _) = vgg_suite(validation_size=100), vgg[1]
     shown = view(suite, (folder, factory.all_records(suite)), "quarter")
@@ -360,6 +404,31 @@ def test_layers_left_counts_weights_and_whole_neurons(vgg):
     for layer, bar in zip(nets[0].layers, lower.containers[0], strict=True):
         weight = weights[f"{layer.name}.weight"]
         assert bar.get_height() == len(weight) / max(1, sum(bool(neuron.any()) for neuron in weight))
+
+
+def test_layers_left_says_of_which_nets_it_counts_neurons(vgg):
+    suite, (folder, made) = vgg
+    shown = view(suite, (folder, made), "quarter")
+    _, lower = plots.FIGURES["layers_left"](shown).axes
+    assert lower.get_title().endswith("are here: Sparse VD, fine-tuned 1 of 2, magnitude pruning 0 of 2")
+    assert len(plots.FIGURES["layers_left"](replace(shown, folder=None)).axes) == 1  # without nets no neurons
+
+
+def test_layers_left_of_a_language_model_are_words_units_and_gates():
+    methods = {"dense": {"epochs": 1}, "vd_warmup": {"epochs": 1}}
+    net = {"dataset": "topics", "model": "rnnlm_lstm_onehot", "seeds": [0], "match": "vd_warmup", "methods": methods}
+    suite = parse_suite({"suite": "words", "experiments": {"lstm": net}}, "a test")
+    layers = [
+        records.Layer(name=name, shape=shape, total=10, nonzero=5, sparsity=0.5)
+        for name, shape in factory.SHAPES["rnnlm_lstm_onehot"].items()
+    ]
+    kept = {"words_read": 2500, "words_predicted": 10_000, "units_l0": 128, "gates_l0": 256}
+    made = factory.record(suite, "lstm", "vd_warmup", 0, stage="train").model_copy(
+        update={"stage": "prune", "layers": layers, "kept": kept}
+    )
+    _, lower = plots.FIGURES["layers_left"](plots.view(suite, "lstm", {HERE: [made]}, {})).axes
+    assert [text.get_text() for text in lower.get_xticklabels()] == [name.replace("_", " ") for name in kept]
+    assert [bar.get_height() for bar in lower.containers[0]] == [25, 100, 50, 25]
 
 
 def test_every_layer_of_a_deep_net_is_shown(vgg):

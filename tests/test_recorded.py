@@ -101,6 +101,12 @@ def test_every_run_came_from_the_recorded_nets_it_is_compared_with(found):
 
 
 @pytest.mark.parametrize("suite", SUITES)
+def test_nets_of_explorations_are_not_shipped(suite):
+    nets = (RECORDED.parent / suite).glob("*/*/*/pruned.npz")
+    assert [net for net in nets if records.read(net.with_name("prune.json")).spec["validation_size"]] == []
+
+
+@pytest.mark.parametrize("suite", SUITES)
 def test_recorded_set_is_small(suite):
     kept = [path for path in (RECORDED.parent / suite).rglob("*") if path.is_file() and path.suffix != ".svg"]
     assert sum(path.stat().st_size for path in kept) < 5_000_000

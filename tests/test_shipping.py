@@ -128,6 +128,13 @@ def test_nets_are_verified_on_what_data_there_is(recorded, capsys, monkeypatch):
     assert "validation_size is 1000000" in one_line_error(["verify", str(recorded / "more")], capsys)
 
 
+def test_nets_of_an_exploration_stay_behind(recorded, capsys, monkeypatch):
+    monkeypatch.setattr(shipping, "_explores", lambda record: True)
+    assert cli.main(["record", "tiny.yaml"]) == 0
+    assert "left out: fc/vd_warmup/0 pruned.npz: judged by held-out examples" in capsys.readouterr().out
+    assert not (recorded / "fc/vd_warmup/seed0/pruned.npz").exists()
+
+
 def test_verify_takes_any_part_of_a_recorded_suite(recorded, capsys, monkeypatch):
     for folder in (recorded / "fc", recorded / "fc/vd_warmup"):
         assert cli.main(["verify", str(folder)]) == 0
@@ -181,5 +188,7 @@ def test_nets_travel_by_what_they_lose_as_far_as_a_set_goes(monkeypatch):
         for record, (_, size) in zip(made, runs.values(), strict=True)
     ]
     assert shipping.shippable(found) == {("fc", "vd_warmup", 0), ("fc", "magnitude", 0)}
+    explored = [r.model_copy(update={"spec": r.spec | {"validation_size": 9}}) for r in found]
+    assert shipping.shippable(explored) == set()
     diverged = [r.model_copy(update={"status": "diverged"}) if r.method == "vd_warmup" else r for r in found]
     assert shipping.shippable(diverged) == {("fc", "vd_finetune", 0)}

@@ -67,6 +67,44 @@ def test_published_perplexity_is_no_percentage():
     assert published == ["129.3 at 1×", "109.1 at 22.7×"]
 
 
+def test_published_perplexity_is_called_so(tmp_path):
+    suite = load_suite(Path("configs/ptb_full.yaml"))
+    tables.write_tables(suite, {HERE: []}, {HERE: []}, tmp_path)
+    assert set(numbers(tmp_path).error_kind) == {"test perplexity"}
+
+
+def test_every_experiment_has_its_recipes_in_a_line(tmp_path):
+    methods = factory.METHODS | {"vd_finetune": {"epochs": 4, "final_kl_weight": 0.1}}
+    suite = factory.suite(
+        fc=factory.experiment(threshold=2.0, methods=methods),
+        plain=factory.experiment(methods={"dense": {"epochs": 9}}, timed=[]),
+    )
+    tables.write_tables(suite, {HERE: []}, {HERE: []}, tmp_path)
+    text = (tmp_path / "table1.md").read_text()
+    assert (
+        "- fc: removed at log α ≥ 2; epochs: dense 4, fine-tuned 4 with KL weight 0.1, warm-up 4 with KL weight 1, "
+        "magnitude 4, random 4.\n" in text
+    )
+    assert "- plain: epochs: dense 9.\n" in text
+
+
+def test_a_better_dense_net_of_the_same_model_is_told(tmp_path):
+    net = factory.experiment(seeds=[0])
+    longer = net | {"methods": factory.METHODS | {"dense": {"epochs": 9}}}
+    suite = factory.suite(
+        fc=net, longer=longer, other=longer | {"dataset": "digits"}, split=longer | {"validation_size": 9}
+    )
+    errors = {"longer": 1.2, "other": 1.0, "split": 0.9}
+    made = [factory.record(suite, name, "dense", 0, metrics={"error": error}) for name, error in errors.items()]
+    made.append(factory.record(suite, "fc", "vd_warmup", 0))  # its dense net, 1.64, is known by name alone
+    tables.write_tables(suite, {HERE: made}, {HERE: []}, tmp_path)
+    told = [line for line in (tmp_path / "table1.md").read_text().splitlines() if "the best dense net" in line]
+    assert told == [
+        f"- fc: the best dense net of this model here has 1.20 % (longer, 9 epochs, {HERE}), that of this experiment "
+        "1.64 %."
+    ]
+
+
 def test_same_records_give_the_same_bytes(suite, tmp_path):
     made = factory.all_records(suite)
     for folder in ("a", "b"):
@@ -222,6 +260,7 @@ def test_records_of_two_states_of_the_code_are_a_footnote(suite, tmp_path):
         tables.write_tables(suite, {HERE: made}, {HERE: []}, tmp_path)
         assert ("come from 2 states of the code: 0123456789ab (1), fedcba987654 (1)" in
                 (tmp_path / "table1.md").read_text()) is expected  # fmt: skip
+        assert "states of the code" not in tables.render_text(suite, {HERE: made}, {HERE: []})
 
 
 def test_speedup_names_backends_that_were_not_timed(suite, tmp_path):

@@ -111,7 +111,7 @@ def collect(args: argparse.Namespace) -> int:
 
 
 def table(args: argparse.Namespace) -> int:
-    """Print Table 1 and, with --output, write every table (CSV, Markdown, LaTeX)."""
+    """Print Table 1 and, with --output, write every table (CSV, HTML, Markdown, LaTeX)."""
     from vdbench import tables
 
     _, sources, notes = _sources(args)

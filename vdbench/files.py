@@ -19,7 +19,7 @@ WAITS_S = (1.0, 2.0, 4.0)  # between the attempts at one server: one attempt mor
 TIMEOUT_S = 30.0  # without a byte from a server
 SETTING = "the mirror setting (`mirror` in the suite file, or the environment variable VDBENCH_MIRROR)"
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("vdbench")
 
 
 class DataError(RuntimeError):

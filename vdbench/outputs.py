@@ -77,8 +77,20 @@ def dataset(experiment: Experiment) -> str:
     return DATASETS.get(experiment.dataset, experiment.dataset.partition(":")[2])
 
 
+def net(experiment: Experiment) -> str:
+    """Model and data set."""
+    return f"{MODELS[experiment.model]} on {dataset(experiment)}"
+
+
 def title(name: str, experiment: Experiment) -> str:
-    return f"{MODELS[experiment.model]} on {dataset(experiment)} ({name})"
+    return f"{net(experiment)} ({name})"
+
+
+def figure_title(suite: Suite, name: str) -> str:
+    """Model and data set, and on a line of its own the experiment, where others of the suite have the same."""
+    shown = net(suite.experiments[name])
+    alike = [e for e in suite.experiments.values() if net(e) == shown]
+    return shown if len(alike) == 1 else f"{shown}\n{name}"
 
 
 def timed_title(suite: Suite, name: str) -> str:
@@ -112,6 +124,15 @@ def measure(experiment: Experiment) -> str:
 def example(model: str) -> str:
     """What of a batch is timed: by whose time nets are compared."""
     return "a word" if model in LANGUAGE_MODELS else "an image"
+
+
+def comparable(experiment: Experiment) -> tuple[str, str, int]:
+    """What nets have to share for their errors to compare: equal for experiments whose nets do."""
+    return experiment.dataset, experiment.model, experiment.validation_size
+
+
+def threads(count: int) -> str:
+    return f"{count} thread{'' if count == 1 else 's'}"
 
 
 def error_unit(experiment: Experiment) -> str:

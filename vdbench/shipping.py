@@ -17,6 +17,7 @@ _SHIPPED = (Path(__file__).parent / "recorded", Path(__file__).parent.parent / F
 LARGEST_NET = 2_500_000  # bytes of a pruned net; one that is hardly sparse is recorded, and stays behind itself
 LARGEST_SET = 4_300_000  # bytes of all nets of a suite
 _TOO_LARGE = f"over {LARGEST_NET / 1e6:g} MB, or over {LARGEST_SET / 1e6:g} MB with nets that lose less"
+_EXPLORED = "judged by held-out examples: nets of an exploration are not shipped"
 _BESIDE = {"train": "history.csv", "prune": "pruned.npz"}
 
 
@@ -53,7 +54,8 @@ def record(suite: Suite, results: Path, target: Path, *, partial: bool = False) 
             if not beside or not (source / beside).exists() or (item.stage == "prune" and item.method == "dense"):
                 continue
             if item.stage == "prune" and item.run not in shipped:
-                notes.append(f"{'/'.join(map(str, item.run))} {beside}: {_TOO_LARGE}")
+                why = _EXPLORED if _explores(item) else _TOO_LARGE
+                notes.append(f"{'/'.join(map(str, item.run))} {beside}: {why}")
                 continue
             shutil.copyfile(source / beside, copy / beside)
         old = Path(temporary) / "old"
@@ -69,9 +71,10 @@ def record(suite: Suite, results: Path, target: Path, *, partial: bool = False) 
 
 
 def shippable(found: Iterable[records.Record]) -> set[tuple[str, str, int]]:
-    """The runs of a suite whose nets travel with their records: of those that are small, as many as fit into a set, by
-    how little is lost to the dense control."""
+    """The runs of a suite whose nets travel with their records: of those that are small and judged by a test set, as
+    many as fit into a set, by how little is lost to the dense control."""
     pruned = [r for r in found if r.stage == "prune" and r.method != "dense" and r.status == "ok" and r.size]
+    pruned = [r for r in pruned if not _explores(r)]
     chosen, room = set(), LARGEST_SET
     for record in sorted(pruned, key=lambda r: (r.value - r.control.value if r.control else 0.0, r.run)):
         size = record.size.file_bytes or 0  # type: ignore[union-attr]
@@ -79,6 +82,11 @@ def shippable(found: Iterable[records.Record]) -> set[tuple[str, str, int]]:
             chosen.add(record.run)
             room -= size
     return chosen
+
+
+def _explores(record: records.Record) -> bool:
+    """Whether a net was judged by held-out examples."""
+    return record.spec["validation_size"] > 0
 
 
 def load(name: str, *, sparse: bool = False) -> "nn.Module":

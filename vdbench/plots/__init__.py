@@ -33,7 +33,7 @@ TIMING_FIGURES = {
     "roofline": roofline,
 }
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("vdbench")
 
 
 def write_plots(
@@ -73,7 +73,8 @@ def view(suite: Suite, name: str, sources: Mapping[str, Sequence[Record]], folde
     """An experiment as the last source sees it that has pruned nets of it, else the last that has any record of it."""
     own = {source: [r for r in records if r.experiment == name] for source, records in sources.items()}
     best = max(own, key=lambda s: (any(r.stage == "prune" for r in own[s]), bool(own[s]), list(own).index(s)))
-    return View(name, suite.experiments[name], best, own[best], folders.get(best))
+    title = outputs.figure_title(suite, name)
+    return View(name, title, suite.experiments[name], best, own[best], folders.get(best))
 
 
 def timed(suite: Suite, name: str, sources: Mapping[str, Sequence[Record]]) -> Timed:

@@ -41,8 +41,8 @@ def time_per_image(net: Timed) -> Figure:
     for line, (record, count) in zip(axes, rows, strict=True):
         for axis, (*call, batch) in zip(line, batches, strict=True):
             _panel(axis, [i for r, i in found if r is record and i.timing.setting == (count, *call)])
-            of_threads = f"{count} thread" + ("s" if count > 1 else "")
-            axis.set_title(f"{outputs.method(record.method)}, {of_threads}, batch {batch}", fontsize="small")
+            title = f"{outputs.method(record.method)}, {outputs.threads(count)}, batch {batch}"
+            axis.set_title(title, fontsize="small")
     for axis in axes[-1]:
         axis.set_xlabel(f"Time {outputs.example(net.records[0].model)} (µs)")
         low, high = axis.get_xlim()

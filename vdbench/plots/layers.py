@@ -14,11 +14,11 @@ from vdbench.records import Record
 from vdbench.stats import Speedup, contestants, speedups
 
 _BATCH_COLOURS = [PALETTE[i] for i in (0, 1, 2, 4, 3)]
-_LAYER_COLOURS = [PALETTE[i] for i in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)]
 _BATCH_MARKERS = "osD^v"
 _COLUMNS = 4
 _BYTES_A_FLOP = 2.0  # one float for two operations
-_PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
+_GREY = "#606060"
+_CLOSE = 1.1  # ceilings within this factor share a label
 
 
 def _density(record: Record) -> float:
@@ -105,7 +105,7 @@ def roofline(*layers: Timed) -> Figure:
     axis = figure.subplots()
     batches = sorted({batch for layer in timed for batch in _settings(layer)[1]})
     intensities = []
-    for layer, colour in zip(timed, _LAYER_COLOURS, strict=False):
+    for layer, colour in zip(timed, PALETTE, strict=False):
         threads = _settings(layer)[0]
         for batch, marker in zip(batches, _BATCH_MARKERS, strict=False):
             for record in layer.records:
@@ -122,14 +122,14 @@ def roofline(*layers: Timed) -> Figure:
     axis.set_xlabel("Arithmetic intensity (flop a byte of nonzero weights, inputs and outputs)")
     axis.set_ylabel("Work with nonzero weights, one core (GFLOP/s)")
     shapes = [
-        Line2D([], [], color=colour, lw=4, label=layer.title)
-        for layer, colour in zip(timed, _LAYER_COLOURS, strict=False)
+        Line2D([], [], color=colour, lw=4, label=layer.title) for layer, colour in zip(timed, PALETTE, strict=False)
     ]
     sizes = [
         Line2D([], [], color="#404040", marker=marker, linestyle="", label=f"batch {batch}")
         for batch, marker in zip(batches, _BATCH_MARKERS, strict=False)
     ]
-    figure.legend(handles=[*shapes, *sizes], loc="outside right center")
+    ceiling = Line2D([], [], color=_GREY, lw=1, label="GFLOP/s at most, by where\nan operand comes from")
+    figure.legend(handles=[*shapes, *sizes, ceiling], loc="outside right center")
     _name_source(figure, timed)
     return figure
 
@@ -145,20 +145,23 @@ def intensity(record: Record, batch_size: int) -> float:
 def _ceilings(axis: Axes, limits: dict[str, float], low: float, high: float) -> None:
     """Rates of multiply-adds by where an operand comes from, and what streaming all from L3 or from memory allows."""
     left, right = low / 1.5, high * 1.5
-    for key, place in outputs.OPERANDS.items():
-        if key in limits:
-            axis.hlines(limits[key], left, right, color="#606060", lw=1, zorder=0)
-            label = f"operand from {place}: {limits[key]:.0f} GFLOP/s"
-            beside = {"xytext": (2, 2), "textcoords": "offset points", "fontsize": "x-small", "bbox": _PAPER}
-            axis.annotate(label, (left, limits[key]), **beside)
-    for key, place in (("load_l3", "L3"), ("load_memory", "memory")):
-        slope = _BYTES_A_FLOP * limits.get(key, 0)
-        x = np.array([left, min(right, max(limits.values()) / slope)]) if slope else np.array([])
-        if len(x) and x[0] < x[1]:
-            axis.plot(x, slope * x, color="#606060", lw=1, linestyle=":", zorder=0)
-            beside = {"xytext": (6, -4), "textcoords": "offset points", "fontsize": "x-small", "va": "top"}
-            axis.annotate(f"all from {place}: {slope:.0f} GB/s", (left, slope * left), bbox=_PAPER, **beside)
     axis.set_xlim(left, right)
+    named: list[tuple[float, list[str]]] = []  # rates with their labels; one label for those that are close
+    for rate, place in sorted(((limits[key], place) for key, place in outputs.OPERANDS.items() if key in limits)):
+        axis.axhline(rate, color=_GREY, lw=1, zorder=0)
+        if not named or rate > _CLOSE * named[-1][0]:
+            named.append((rate, []))
+        named[-1][1].insert(0, f"{place}: {rate:.0f}")
+    for rate, labels in named:
+        beside = {"xytext": (4, 0), "textcoords": "offset points", "fontsize": "x-small", "va": "center"}
+        axis.annotate("\n".join(labels), (1, rate), xycoords=axis.get_yaxis_transform(), **beside)
+    for key, place, side in (("load_l3", "L3", "right"), ("load_memory", "memory", "left")):
+        slope = _BYTES_A_FLOP * limits.get(key, 0)
+        end = min(right, max(limits.values()) / slope) if slope else left
+        if end > left:
+            axis.plot([left, end], [slope * left, slope * end], color=_GREY, lw=1, linestyle=":", zorder=0)
+            above = {"xytext": (0, 3), "textcoords": "offset points", "fontsize": "x-small", "ha": side}
+            axis.annotate(f"all from {place}: {slope:.0f} GB/s", (end, slope * end), **above)
 
 
 def _grid(layers: Sequence[Timed], draw: Callable[[Axes, Timed], None], height: float) -> Figure:
@@ -175,7 +178,6 @@ def _grid(layers: Sequence[Timed], draw: Callable[[Axes, Timed], None], height: 
 
 def _name_source(figure: Figure, layers: Sequence[Timed]) -> None:
     sources = ", ".join(dict.fromkeys(layer.source for layer in layers))
-    threads = _settings(layers[0])[0]
-    of_threads = f"{threads} thread" + ("s" if threads > 1 else "")
+    threads = outputs.threads(_settings(layers[0])[0])
     cpu = layers[0].records[0].provenance.cpu
-    figure.suptitle(f"Single layers with random masks ({sources}), {cpu}, {of_threads}")
+    figure.suptitle(f"Single layers with random masks ({sources}), {cpu}, {threads}")

@@ -36,14 +36,11 @@ class View:
     """One experiment as one source has it. `folder` is the results folder with the files beside the records."""
 
     name: str
+    title: str
     experiment: Experiment
     source: str
     records: Sequence[Record]
     folder: Path | None
-
-    @property
-    def title(self) -> str:
-        return f"{outputs.MODELS[self.experiment.model]} on {outputs.dataset(self.experiment)}"
 
     @property
     def error_label(self) -> str:

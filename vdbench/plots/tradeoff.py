@@ -19,30 +19,46 @@ _TOP = 2.5  # of the lowest error: the axis ends there, what lies above is named
 
 
 def error_vs_compression(*views: View) -> Figure:
-    """One panel an experiment."""
-    drawn = [view for view in views if view.of("prune")]
-    if not drawn:
+    """One panel an experiment, with the dense nets of all that have the same model and data set.
+
+    One that has no other net than those has none of its own, unless it is the only one of its kind.
+    """
+    present = [view for view in views if view.of("prune")]
+    if not present:
         raise NoData("no run is pruned and evaluated yet")
+    sparse = [view for view in present if any(net.method != "dense" for net in view.of("prune"))]
+    shown = {outputs.comparable(view.experiment) for view in sparse}
+    drawn = [view for view in present if view in sparse or outputs.comparable(view.experiment) not in shown]
     columns = min(2, len(drawn))
     lines = math.ceil(len(drawn) / columns)
     figure = Figure(figsize=(6.2 * columns, 4.3 * lines + 1))
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    alike = Counter((view.title, view.source) for view in drawn)
-    for axis, view in zip(axes, drawn, strict=False):
-        _panel(axis, view)
-        name = f"\n{view.name}" if alike[view.title, view.source] > 1 else ""
-        axis.set_title(f"{view.title} ({view.source}){name}")
+    dense = [_dense_of_others(view, present) for view in drawn]
+    for axis, view, others in zip(axes, drawn, dense, strict=False):
+        _panel(axis, view, others)
+        axis.set_title(f"{view.title} ({view.source})")
     for axis in axes[len(drawn) :]:
         axis.set_visible(False)
-    figure.legend(handles=_handles(drawn), loc="outside lower center", ncols=3 if columns == 2 else 2)
+    handles = _handles(drawn, elsewhere=any(dense))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3 if columns == 2 else 2)
     return figure
 
 
-def _panel(axis: Axes, view: View) -> None:
+def _dense_of_others(view: View, views: Sequence[View]) -> set[float]:
+    """Errors of the dense nets, of this model and data set, that are runs of other experiments: what this one's are
+    compared with may be among them."""
+    found = {net.control.value for net in view.of("prune") if net.control}
+    for other in views:
+        if outputs.comparable(other.experiment) == outputs.comparable(view.experiment):
+            found |= {net.value for net in other.of("prune", ["dense"])}
+    return found - {net.value for net in view.of("prune", ["dense"])}
+
+
+def _panel(axis: Axes, view: View, dense: set[float]) -> None:
     nets = view.of("prune")
     paper = [(row, "black") for row in published.rows("published", view.experiment)]
     others = [(row, "#707070") for row in published.rows("third_party", view.experiment)]
-    errors = [net.value for net in nets] + [float(row.error_pct) for row, _ in paper]
+    errors = [net.value for net in nets] + [float(row.error_pct) for row, _ in paper] + sorted(dense)
     top = _TOP * min(errors)
     plain_log_axis(axis, "x")
     for net in nets:
@@ -51,11 +67,8 @@ def _panel(axis: Axes, view: View) -> None:
         axis.plot(ratios, curve, ".-", color=COLOURS[net.method], linewidth=0.9, markersize=4, alpha=0.55, zorder=2)
         look = {"color": COLOURS[net.method], "markeredgecolor": "white", "markersize": 7}
         axis.plot(_ratio(net), net.value, MARKERS[net.method], **look, zorder=4)
-    if all(net.method != "dense" for net in nets):  # those they are compared with are runs of another experiment
-        controls = {net.control.value for net in nets if net.control}
-        axis.plot(
-            [1] * len(controls), sorted(controls), MARKERS["dense"], color=COLOURS["dense"], mfc="white", zorder=4
-        )
+    if dense:
+        axis.plot([1] * len(dense), sorted(dense), MARKERS["dense"], color=COLOURS["dense"], mfc="white", zorder=3)
     for row, colour in [*others, *paper]:
         marker = PUBLISHED_MARKERS[row.method] if row.kind == "published" else "x"
         size = 13 if row.method == published.SPARSE_VD and row.kind == "published" else 8
@@ -102,16 +115,19 @@ def _ratio(net: Record) -> float:
     return net.size.compression_ratio if net.size else math.nan
 
 
-def _handles(views: Sequence[View]) -> list[Line2D]:
+def _handles(views: Sequence[View], *, elsewhere: bool) -> list[Line2D]:
     present = {net.method for view in views for net in view.of("prune")}
-    controls = any(net.control for view in views for net in view.of("prune"))
     curves = any(net.curve for view in views for net in view.of("prune"))
     handles = [
         handle
         for method in outputs.METHODS
-        if method in present or (method == "dense" and controls)
+        if method in present
         for handle in method_handles([method], marker=MARKERS[method], linestyle="", markersize=7)
     ]
+    if elsewhere:
+        (hollow,) = method_handles(["dense"], marker=MARKERS["dense"], linestyle="", markerfacecolor="white")
+        hollow.set_label("dense, of another experiment")
+        handles.insert(int("dense" in present), hollow)
     if curves:
         handles.append(Line2D([], [], marker=".", color="#808080", linewidth=1, label="one run, threshold varied"))
     rows = {row.method: row for view in views for row in published.rows("published", view.experiment)}

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from vdbench import outputs, published
-from vdbench.config import VGG_WIDTHS
+from vdbench.config import VARIATIONAL_METHODS, VGG_WIDTHS
 from vdbench.plots.style import COLOURS, MARKERS, NoData, View, method_handles, plain_log_axis
 from vdbench.stats import Summary, summarise
 
@@ -42,9 +42,22 @@ def error_and_compression_by_width(*views: View) -> Figure:
         error.set_ylim(bottom=0)
         error.set(xlabel="Width k", ylabel=label)
         compression.set(xlabel="Width k", ylabel="Compression, |W| / |W ≠ 0|")
+        compression.set_title(_thresholds(group), fontsize="small")
         part.suptitle(f"{outputs.dataset(group[0].experiment)} ({', '.join(sorted({v.source for v in group}))})")
         part.legend(handles=[*method_handles(methods, marker="o"), *handles], loc="outside lower center", ncols=3)
     return figure
+
+
+def _thresholds(group: Sequence[View]) -> str:
+    """Where weights are removed, if it is not the same at all widths."""
+    widths: dict[float, list[float]] = {}
+    for view in group:
+        if view.of("prune", VARIATIONAL_METHODS):
+            widths.setdefault(view.experiment.threshold, []).append(VGG_WIDTHS[view.experiment.model])
+    if len(widths) < 2:
+        return ""
+    parts = [f"≥ {threshold:g} (k = {', '.join(f'{k:g}' for k in sorted(ks))})" for threshold, ks in widths.items()]
+    return f"removed at log α {', '.join(parts)}"
 
 
 def _published(error: Axes, compression: Axes, dataset: str) -> list[Line2D]:

@@ -1,4 +1,4 @@
-"""Tables, from records alone: CSV for machines, Markdown and LaTeX for readers, plain text for a terminal."""
+"""Tables, from records alone: CSV for machines, HTML, Markdown and LaTeX for readers, plain text for a terminal."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from vdbench import outputs
 from vdbench.config import Suite
 from vdbench.tables import kept, render, runs, speedup, table1
-from vdbench.tables.results import Sources, gather, source_notes
+from vdbench.tables.results import Sources, gaps, gather
 
 TABLES = {"table1": table1.document, "runs": runs.document, "kept": kept.document, "speedup": speedup.document}
 _NOTES_IN_TERMINAL = 8
@@ -33,7 +33,7 @@ def render_text(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str
         parts.append(f"{outputs.title(name, experiment)}, {outputs.error_name(experiment)}\n{body}")
     trained = dict.fromkeys(name for name, _, _ in suite.timed_runs())
     parts += [speeds(suite, sources, name) for name in (*trained, *suite.cases())]
-    lines = source_notes(sources, notes)
+    lines = gaps(sources, notes)
     if len(lines) > _NOTES_IN_TERMINAL:
         hidden = len(lines) - _NOTES_IN_TERMINAL
         lines = [*lines[:_NOTES_IN_TERMINAL], f"and {hidden} more such lines; all of them are in table1.md"]

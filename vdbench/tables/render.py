@@ -1,4 +1,4 @@
-"""Numbers to text, and one table document to Markdown, LaTeX, CSV and the terminal."""
+"""Numbers to text, and one table document to HTML, Markdown, LaTeX, CSV and the terminal."""
 
 import html
 from dataclasses import dataclass, field
@@ -31,6 +31,7 @@ _LATEX = str.maketrans(
         "^": r"\textasciicircum{}",
         "<": r"$<$",
         ">": r"$>$",
+        "≥": r"$\ge$",
         "|": r"$|$",
         "±": r"$\pm$",
         "×": r"$\times$",

@@ -1,13 +1,13 @@
 """Records of one method gathered over its seeds, with none of the runs that diverged lost from sight."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vdbench.config import Experiment, Suite
-from vdbench.records import Record
+from vdbench.records import STAGES, Record
 from vdbench.stats import Summary, paired_differences, summarise
 
 Sources = Mapping[str, Sequence[Record]]
@@ -96,7 +96,12 @@ def _result(name: str, experiment: Experiment, method: str, source: str, records
 
 
 def source_notes(sources: Sources, notes: Mapping[str, Sequence[str]]) -> list[str]:
-    """Lines on what is missing, stale, diverged or made by more than one version of the code."""
+    """The gaps, then lines on stages whose records were made by more than one state of the code."""
+    return [*gaps(sources, notes), *_states_of_the_code(sources)]
+
+
+def gaps(sources: Sources, notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Lines on what is missing, stale or diverged, or trained on data that changed in between."""
     lines = []
     for source, records in sources.items():
         own = notes.get(source, [])
@@ -119,12 +124,16 @@ def source_notes(sources: Sources, notes: Mapping[str, Sequence[str]]) -> list[s
                     f"{source}: {experiment}: {dataset} changed between its runs: their numbers are of {len(contents)} "
                     "sets of data; delete the older results"
                 )
-        for stage in ("train", "prune", "time"):
+    return lines
+
+
+def _states_of_the_code(sources: Sources) -> Iterator[str]:
+    for source, records in sources.items():
+        for stage in STAGES:
             digests = Counter(record.code_digest[:12] for record in records if record.stage == stage)
             if len(digests) > 1:
                 counts = ", ".join(f"{digest} ({n})" for digest, n in digests.items())
-                lines.append(
+                yield (
                     f"{source}: {stage} records come from {len(digests)} states of the code: {counts}; their stage "
                     "versions are the same, so their numbers should be too"
                 )
-    return lines

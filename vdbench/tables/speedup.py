@@ -58,7 +58,7 @@ def overview(suite: Suite, sources: Sources, name: str) -> Iterator[Section]:
         frame = _contest(records)
         threads = frame["Threads"].iloc[0]
         columns = [column for column in _IN_TERMINAL if column in frame]
-        on = f"{threads} thread{'' if threads == '1' else 's'}, {records[0].provenance.cpu}"
+        on = f"{outputs.threads(int(threads))}, {records[0].provenance.cpu}"
         yield Section(f"{title}, {source}, {on}", frame.loc[frame["Threads"] == threads, columns])
 
 

@@ -9,6 +9,7 @@ from vdbench import outputs, published
 from vdbench.config import VARIATIONAL_METHODS, Experiment, Suite
 from vdbench.published import Published
 from vdbench.stats import Summary
+from vdbench.tables.remarks import remarks_on
 from vdbench.tables.render import NOTHING, Document, Section, interval, percent, plus_minus, ratio, signed
 from vdbench.tables.results import MethodResult, Sources, gather, source_notes
 
@@ -22,12 +23,6 @@ LEGEND = [
     "mean compression over its. Against dense: error or perplexity minus that of the dense net of the same seed, in "
     "points, mean ± sample standard deviation of the paired differences.",
 ]
-
-
-def _held_out(experiment: Experiment) -> str:
-    if outputs.measure(experiment) == "perplexity":
-        return f"{experiment.validation_size:,} words of a validation text"
-    return f"{experiment.validation_size:,} held-out training images"
 
 
 def document(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]]) -> Document:
@@ -48,16 +43,7 @@ def document(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str]])
         ]
         if others:
             sections.append(Section(f"{title}: what others report for Sparse VD", _others(others)))
-        if experiment.validation_size:
-            remarks.append(
-                f"{name}: {outputs.error_name(experiment)} on {_held_out(experiment)}, not comparable with published "
-                "results on test sets, so none is shown beside it."
-            )
-        elif not paper:
-            remarks.append(
-                f"{name}: nothing is published for {outputs.MODELS[experiment.model]} on "
-                f"{outputs.dataset(experiment)}, so nothing here compares with the paper."
-            )
+        remarks += remarks_on(name, suite, results)
     cited = dict.fromkeys(row.source for e in suite.experiments.values() for row in published.rows("published", e))
     return Document(
         title=f"Error, sparsity and compression ({suite.suite})",
@@ -195,7 +181,7 @@ def _published_numbers(name: str, experiment: Experiment, row: Published) -> dic
         "model": experiment.model,
         "method": row.method,
         "source": row.kind,
-        "error_kind": "test error",
+        "error_kind": outputs.error_name(experiment),
         "error_mean": float(row.error_pct),
         "sparsity_per_layer": row.sparsity_per_layer_pct,
         "compression_mean": float(row.compression),

@@ -43,6 +43,7 @@ rule plot:
     input:
         records,
         "configs/reference/table1.csv",
+        "configs/reference/rnn_curves.csv",
         histories_and_nets,
     output:
         figure_files(),
