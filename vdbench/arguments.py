@@ -4,8 +4,12 @@ import argparse
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
+
+from vdbench.config_timing import Backend
 
 Verb = Callable[[argparse.Namespace], int]
+_NET = "a shipped net, such as lenet5-mnist-vd_warmup, or a pruned.npz"
 
 
 def _positive(text: str) -> int:
@@ -42,11 +46,16 @@ def parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
     def log_flag(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--log", type=Path, metavar="FILE", help="say everything there; logs of past runs are kept")
 
-    def job(name: str) -> argparse.ArgumentParser:
+    def job(name: str, *, by_hand: bool = False) -> argparse.ArgumentParser:
         sub = verb(name)
-        sub.add_argument("--suite", dest="suite_name", required=True, metavar="NAME", help="that the record will name")
-        sub.add_argument("--spec", required=True, metavar="JSON", help="the run, as the workflow writes it")
-        sub.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the run")
+        which = sub.add_mutually_exclusive_group(required=True)
+        if by_hand:
+            which.add_argument("net", nargs="?", help=_NET)
+        which.add_argument("--spec", metavar="JSON", help="the run, as the workflow writes it")
+        sub.add_argument(
+            "--suite", dest="suite_name", required=not by_hand, metavar="NAME", help="that the record will name"
+        )
+        sub.add_argument("--output", required=not by_hand, type=Path, metavar="DIR", help="folder of the run")
         log_flag(sub)
         return sub
 
@@ -70,8 +79,14 @@ def parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
     sub.add_argument("--weights", type=Path, required=True, metavar="FILE", help="weights.pt of the run")
     sub.add_argument("--control", type=Path, metavar="FILE", help="prune.json of the dense run to compare with")
     data_flags(sub)
-    sub = job("time")
+    sub = job("time", by_hand=True)
     sub.add_argument("--pruned", type=Path, metavar="FILE", help="pruned.npz of the run; none for a net not trained")
+    by_hand = sub.add_argument_group("with a net", "in place of --spec, --suite and --pruned; --output keeps a record")
+    by_hand.add_argument("--batch-sizes", type=_positive, nargs="+", metavar="N", help="images, or texts, a call")
+    by_hand.add_argument("--threads", type=_positive, metavar="N", help="default: 1, and as many as there are cores")
+    by_hand.add_argument(
+        "--backends", nargs="+", choices=get_args(Backend), metavar="NAME", help="as `vdbench info` lists them"
+    )
 
     sub = suite("collect")
     sub.add_argument("--output", type=Path, metavar="FILE", help="default: results/<suite>/collected.csv")
@@ -90,7 +105,7 @@ def parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
     suite("status")
 
     sub = verb("compile")
-    sub.add_argument("net", help="a shipped net, such as lenet5-mnist-vd_warmup, or a pruned.npz")
+    sub.add_argument("net", help=_NET)
     sub.add_argument("--output", type=Path, metavar="FILE", help="keep the compiled net here (.npz)")
     sub.add_argument("--threads", type=_positive, help="at the most (default: as many as PyTorch uses)")
 

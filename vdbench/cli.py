@@ -5,12 +5,14 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vdbench import current, records
 from vdbench.arguments import parser
 from vdbench.config import RunSpec, Suite, SuiteError, load_suite, parse_case, parse_spec
+from vdbench.config_timing import Timing
 from vdbench.files import DataError
 from vdbench.mistakes import in_one_line
 
@@ -77,11 +79,37 @@ def time(args: argparse.Namespace) -> int:
     from vdbench import timing
     from vdbench.running import at_work
 
-    with at_work(args.output, "time"):
+    _check_way_of_timing(args)
+    spec, pruned = args.spec, args.pruned
+    if args.net:
+        pruned = _net_file(args.net)
+        asked = {"batch_sizes": args.batch_sizes, "threads": args.threads and [args.threads], "backends": args.backends}
+        how = Timing.model_validate({key: value for key, value in asked.items() if value})
+        spec = timing.spec_by_hand(args.net, pruned, how)
+    with at_work(args.output, "time") if args.output else nullcontext():
         record = timing.time_inference(
-            args.spec, suite=args.suite_name, output=args.output, pruned=args.pruned, progress=sys.stderr.isatty()
+            spec,
+            suite=args.suite_name or "by hand",
+            output=args.output,
+            pruned=pruned,
+            progress=sys.stderr.isatty(),
         )
+    if args.net:
+        from vdbench import tables
+
+        print(f"\n{tables.speeds_by_hand(record)}\n")
     return _finished(record)
+
+
+def _check_way_of_timing(args: argparse.Namespace) -> None:
+    """Raises SuiteError where flags that go with a net and with a spec are mixed up, or one is missing."""
+    with_spec = {"--suite": args.suite_name, "--pruned": args.pruned}
+    with_net = {"--batch-sizes": args.batch_sizes, "--threads": args.threads, "--backends": args.backends}
+    for flag, value in (with_spec if args.net else with_net).items():
+        if value is not None:
+            raise SuiteError(f"{flag}: goes with {'--spec' if args.net else 'a net'} alone; leave it out")
+    if not args.net and not (args.suite_name and args.output):
+        raise SuiteError("--spec: needs --suite and --output too")
 
 
 def _dataset(args: argparse.Namespace) -> "Dataset | Text":
@@ -153,15 +181,11 @@ def compile(args: argparse.Namespace) -> int:
     """Compile a pruned net for this processor and say what runs how, and how fast."""
     import torch
 
-    from vdbench import shipping
     from vdbench.pruning import load_net
     from vdbench.sparse import compile_sparse
     from vdbench.structure import LanguageModel, structure
 
-    try:
-        model: Any = load_net(Path(args.net))[0] if Path(args.net).is_file() else shipping.load(args.net)
-    except KeyError as error:
-        raise records.RecordError(error.args[0]) from None
+    model: Any = load_net(_net_file(args.net))[0]
     if isinstance(model, LanguageModel):
         if args.output:
             raise records.RecordError("a sparse language model is not kept in a file: its pruned.npz is small as it is")
@@ -176,6 +200,16 @@ def compile(args: argparse.Namespace) -> int:
         compiled.save(args.output)
         print(f"\n{args.output}: {args.output.stat().st_size:,} bytes, for vdbench.CompiledNet.load")
     return 0
+
+
+def _net_file(net: str) -> Path:
+    """A file, or where the net lies that is shipped under this name. Raises RecordError."""
+    from vdbench import shipping
+
+    try:
+        return Path(net) if Path(net).is_file() else shipping.net_file(net)
+    except KeyError as error:
+        raise records.RecordError(error.args[0]) from None
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -244,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log_to(args.log)
         if "suite_file" in args:
             args.suite = load_suite(args.suite_file)
-        if "spec" in args:
+        if getattr(args, "spec", None) is not None:
             is_trained = "pruned" not in args or args.pruned is not None
             args.spec = parse_spec(args.spec) if is_trained else parse_case(args.spec)
         return args.run(args)

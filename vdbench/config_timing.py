@@ -153,18 +153,24 @@ class Synthetic(Strict):
         return self
 
 
-class CaseSpec(Strict):
-    """A net that is timed without having been trained, as `Suite.spec_of` writes it and a job reads it."""
+class NetSpec(Strict):
+    """A net that is timed by hand: the name it was asked for by, and what its file says of it."""
 
     experiment: str
-    dataset: Literal["random"] = "random"
+    dataset: str
     model: str
-    arguments: dict[str, int | float]
-    densities: dict[str, Density]
     method: str
     seed: int
     timing: Timing
 
     def content(self) -> dict[str, Any]:
-        """The spec as `Suite.spec_of` gives it: what is hashed and recorded."""
+        """What is hashed and recorded."""
         return self.model_dump()
+
+
+class CaseSpec(NetSpec):
+    """A net that is timed without having been trained, as `Suite.spec_of` writes it and a job reads it."""
+
+    dataset: Literal["random"] = "random"
+    arguments: dict[str, int | float]
+    densities: dict[str, Density]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from vdbench.config import RunSpec, spec_sha256
-from vdbench.config_timing import CaseSpec
+from vdbench.config_timing import NetSpec
 from vdbench.provenance import Code, code, peak_rss_mb, provenance
 from vdbench.records import Record
 from vdbench.stages import stage_versions
@@ -17,7 +17,7 @@ class Job:
     """One stage of one run. Made when the job starts, so that it knows how long it took and what code it ran."""
 
     stage: Literal["train", "prune", "time"]
-    spec: RunSpec | CaseSpec
+    spec: RunSpec | NetSpec
     suite: str
     started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     started: float = field(default_factory=time.perf_counter)

@@ -102,6 +102,12 @@ def load(name: str, *, sparse: bool = False) -> "nn.Module":
     from vdbench.pruning import load_net
     from vdbench.sparse import to_cpu_sparse
 
+    model, _ = load_net(net_file(name))
+    return to_cpu_sparse(model) if sparse else model
+
+
+def net_file(name: str) -> Path:
+    """Where a net lies that is shipped under a name. Raises KeyError as `load` does."""
     nets = {}
     for folder in (FOLDER, *_SHIPPED):  # this folder's own runs first, but they may be of other nets
         for path in sorted(folder.glob("*/*/*/*/pruned.npz")):
@@ -111,5 +117,4 @@ def load(name: str, *, sparse: bool = False) -> "nn.Module":
     if name not in nets:
         known = ", ".join(net for net in nets if "-seed" in net) or f"none in {recorded()}"
         raise KeyError(f"no shipped net is called {name!r}; there are: {known}")
-    model, _ = load_net(nets[name])
-    return to_cpu_sparse(model) if sparse else model
+    return nets[name]

@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import nn
 from tqdm import tqdm
 
 from vdbench import metrics, records, synthetic
 from vdbench.config import RunSpec, SuiteError
-from vdbench.config_timing import Backend, CaseSpec
+from vdbench.config_timing import Backend, CaseSpec, NetSpec, Timing
 from vdbench.job import Job
+from vdbench.mistakes import explain
+from vdbench.netfile import NetFileError
 from vdbench.process import denormals_are_zero, threads_restored
 from vdbench.pruning import load_net
 from vdbench.records import BackendTiming, Record
@@ -111,7 +114,7 @@ def _build(
     return runs, missing
 
 
-def _net(spec: RunSpec | CaseSpec, pruned: Path | None) -> tuple[nn.Module, synthetic.Shape | None]:
+def _net(spec: RunSpec | NetSpec, pruned: Path | None) -> tuple[nn.Module, synthetic.Shape | None]:
     """The net and the shape of an example, None of a language model's."""
     if isinstance(spec, CaseSpec):
         return synthetic.build(spec)
@@ -119,6 +122,20 @@ def _net(spec: RunSpec | CaseSpec, pruned: Path | None) -> tuple[nn.Module, synt
         raise SuiteError(f"--pruned: needed for {spec.method}")
     model: Any = load_net(pruned)[0]
     return model, None if isinstance(model, LanguageModel) else model.input_shape
+
+
+def spec_by_hand(net: str, pruned: Path, timing: Timing) -> NetSpec:
+    """What `time_inference` is asked for by hand: a net, under this name, that is what its file says.
+
+    Raises NetFileError.
+    """
+    meta = load_net(pruned)[1]
+    told = {key: meta[key] for key in ("dataset", "model", "method", "seed") if key in meta}
+    untold = {"dataset": "", "method": "", "seed": 0}
+    try:
+        return NetSpec.model_validate({**untold, **told, "experiment": net, "timing": timing})
+    except ValidationError as error:
+        raise NetFileError(explain(error, str(pruned), NetSpec)) from None
 
 
 def _batch(model: nn.Module, shape: synthetic.Shape | None, size: int, steps: int) -> np.ndarray:
@@ -130,7 +147,7 @@ def _batch(model: nn.Module, shape: synthetic.Shape | None, size: int, steps: in
 
 
 def time_inference(
-    spec: RunSpec | CaseSpec, *, suite: str, output: Path, pruned: Path | None = None, progress: bool = False
+    spec: RunSpec | NetSpec, *, suite: str, output: Path | None, pruned: Path | None = None, progress: bool = False
 ) -> Record:
     """Time a net on every backend, batch size and thread count of `spec.timing`, and write `time.json`.
 
@@ -139,6 +156,7 @@ def time_inference(
     work that a net of images asks for and what this machine could do at most.
 
     Args:
+        output: folder of `time.json`; None leaves no file.
         pruned: the net's file; None for one that is not trained.
 
     Raises:
@@ -179,5 +197,6 @@ def time_inference(
         work=None if shape is None else metrics.work(model, torch.zeros(1, *shape)),
         limits=calibrate(),
     )
-    records.write(record, output / "time.json")
+    if output:
+        records.write(record, output / "time.json")
     return record

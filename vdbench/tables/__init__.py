@@ -1,10 +1,11 @@
 """Tables, from records alone: CSV for machines, HTML, Markdown and LaTeX for readers, plain text for a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vdbench import outputs
 from vdbench.config import Suite
+from vdbench.records import Record
 from vdbench.tables import kept, render, runs, speedup, table1
 from vdbench.tables.results import Sources, gaps, gather
 
@@ -42,5 +43,13 @@ def render_text(suite: Suite, sources: Sources, notes: Mapping[str, Sequence[str
 
 def speeds(suite: Suite, sources: Sources, name: str) -> str:
     """One timed net on few threads, vdbench beside the best of the others, for a terminal of 110 columns."""
-    found = [f"{part.heading}\n{render.to_text(part.frame)}" for part in speedup.overview(suite, sources, name)]
-    return "\n\n".join(found) or f"{outputs.timed_title(suite, name)}\n(no timings yet)"
+    return _text(speedup.overview(suite, sources, name)) or f"{outputs.timed_title(suite, name)}\n(no timings yet)"
+
+
+def speeds_by_hand(record: Record) -> str:
+    """The same of one record, on every number of threads."""
+    return _text(speedup.by_threads(record.experiment, [record])) or "(no engine that was asked for runs this net here)"
+
+
+def _text(sections: Iterable[render.Section]) -> str:
+    return "\n\n".join(f"{section.heading}\n{render.to_text(section.frame)}" for section in sections)

@@ -1,6 +1,7 @@
 """Measured inference time, engine by engine, against the fastest dense one and against dense torch."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import pandas as pd
 
@@ -55,11 +56,16 @@ def overview(suite: Suite, sources: Sources, name: str) -> Iterator[Section]:
     """One timed net or layer for a terminal, on the fewest threads: a table for every source that has timed it."""
     title = outputs.timed_title(suite, name) + (f" ({name})" if name in suite.cases() else "")
     for source, records in _by_source(_timed(sources, name)).items():
-        frame = _contest(records)
-        threads = frame["Threads"].iloc[0]
-        columns = [column for column in _IN_TERMINAL if column in frame]
-        on = f"{outputs.threads(int(threads))}, {records[0].provenance.cpu}"
-        yield Section(f"{title}, {source}, {on}", frame.loc[frame["Threads"] == threads, columns])
+        yield from islice(by_threads(f"{title}, {source}", records), 1)
+
+
+def by_threads(title: str, records: Sequence[Record]) -> Iterator[Section]:
+    """vdbench beside the best of the others, for a terminal: a table for every number of threads, the fewest first."""
+    frame = _contest(records)
+    columns = [column for column in _IN_TERMINAL if column in frame]
+    for threads in sorted({timing.threads for record in records for timing in record.timing}):
+        on = f"{outputs.threads(threads)}, {records[0].provenance.cpu}"
+        yield Section(f"{title}, {on}", frame.loc[frame["Threads"] == str(threads), columns])
 
 
 def _timed(sources: Sources, name: str) -> Iterator[tuple[str, Record]]:
