@@ -13,10 +13,11 @@ from torch import nn
 import vdbench
 from vdbench.conversion import to_variational_dropout
 from vdbench.sparse import CompiledNet, compile_sparse, engine, machine, stencil, to_cpu_sparse
+from vdbench.sparse.checks import Untraceable
 from vdbench.sparse.plan import Network, Plan, measure
 from vdbench.sparse.running import Pool, Runner
 from vdbench.sparse.summary import describe
-from vdbench.sparse.tracing import Untraceable, trace
+from vdbench.sparse.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("engine_cache")
 

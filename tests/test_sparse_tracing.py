@@ -15,8 +15,9 @@ from torch.nn.utils import parametrizations, prune
 from vdbench.chain import VariationalDropoutChain
 from vdbench.conversion import to_variational_dropout
 from vdbench.models import LeNet5, LeNet300100
+from vdbench.sparse.checks import Untraceable
 from vdbench.sparse.graph import Conv2d, Graph, Linear, TorchOp
-from vdbench.sparse.tracing import Untraceable, trace
+from vdbench.sparse.tracing import trace
 from vdbench.variational import VariationalDropoutConv2d, VariationalDropoutLinear
 
 

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from vdbench.files import Folders
 from vdbench.records import write_json
 from vdbench.sparse import storage
+from vdbench.sparse.checks import close
 from vdbench.sparse.compact import compact
 from vdbench.sparse.graph import Conv2d, Graph, Shape
 from vdbench.sparse.jit import COMPILING, machine_name, vector_lanes
 from vdbench.sparse.plan import CLEARLY, PYTORCH, Network, Plan, fastest, measure, place
 from vdbench.sparse.program import TooLarge
 from vdbench.sparse.running import Pool, Runner, memory
-from vdbench.sparse.tracing import close, trace
+from vdbench.sparse.tracing import trace
 from vdbench.sparse.trial import Way, quickest
 
 log = logging.getLogger("vdbench")

@@ -216,9 +216,6 @@ class Graph:
     def __getitem__(self, name: str) -> Op:
         return next(op for op in self.ops if op.name == name)
 
-    def consumers(self, name: str) -> list[Op]:
-        return [op for op in self.ops if name in op.inputs]
-
     def __call__(self, batch: Tensor) -> Tensor:
         """The network in PyTorch, zeros and all: the reference every kernel is checked against."""
         last = {name: op for op in self.ops for name in op.inputs}  # who reads a value last

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from vdbench.conversion import to_plain
+from vdbench.sparse.checks import Refused, Untraceable
 from vdbench.sparse.compact import compact
 from vdbench.sparse.engine import CompiledNet, compiled
 from vdbench.sparse.running import Pool
-from vdbench.sparse.tracing import Refused, Untraceable, trace
+from vdbench.sparse.tracing import trace
 
 log = logging.getLogger("vdbench")
 

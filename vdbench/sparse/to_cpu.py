@@ -4,9 +4,9 @@ import copy
 
 from torch import nn
 
+from vdbench.sparse.checks import check_parameters
 from vdbench.sparse.language import SparseLanguageModel
 from vdbench.sparse.module import SparseModule
-from vdbench.sparse.tracing import check_parameters
 from vdbench.structure import LanguageModel
 
 
