@@ -367,6 +367,10 @@ def test_weights_that_are_no_numbers(number):
     with pytest.raises(ValueError, match=r"layer 1 holds NaN or infinity"):
         trace(net, torch.zeros(1, 6))
     with torch.no_grad():
+        net[1].running_mean[0], net[1].running_var[0] = 0, -1
+    with pytest.raises(ValueError, match=r"layer 1 has a negative variance"):
+        trace(net, torch.zeros(1, 6))
+    with torch.no_grad():
         net[0].bias[1] = number
     with pytest.raises(ValueError, match=r"0.bias holds NaN or infinity"):
         trace(net, torch.zeros(1, 6))

@@ -29,15 +29,24 @@ def check(model: nn.Module, example: Tensor) -> None:
         )
     if example.dim() < 2:
         raise ValueError(f"the example of shape {tuple(example.shape)} has no batch axis: add one with [None]")
+    check_parameters(model)
     if training := [name or type(model).__name__ for name, module in model.named_modules() if module.training]:
         raise ValueError(f"{training[0]} is in training mode: call model.eval()")
-    check_parameters(model)
     if empty := [name for name, parameter in model.named_parameters() if not parameter.numel()]:
         raise Untraceable(f"{empty[0]} has no numbers")
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model that `nn.DataParallel` or its like was given."""
+    return model.module if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) else model
+
+
 def check_parameters(model: nn.Module) -> None:
-    """Raises ValueError for a model that is not on the CPU, not float32 or holds NaN or infinity."""
+    """Raises ValueError for a model of TorchScript, or that is not on the CPU, not float32 or holds NaN or infinity."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            which = name or "the model"
+            raise ValueError(f"{which} is TorchScript, which hides its layers: give the original module instead")
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
             raise ValueError(f"{name} is {parameter.dtype} on {parameter.device}: move the model with .cpu().float()")

@@ -88,7 +88,8 @@ def save(path: Path, graph: Graph, plans: dict[str, list[Plan]], machine: str) -
     arrays, ops = parts(graph)
     weights = {name: array for name, array in arrays.items() if name.endswith("/weight")}
     others = {name: array for name, array in arrays.items() if name not in weights}
-    meta = {"ops": ops, "removed": graph.removed, "plans": plans_to_json(plans), "machine": machine}
+    told = {"removed": graph.removed, "weights": graph.weights}
+    meta = {"ops": ops, **told, "plans": plans_to_json(plans), "machine": machine}
     netfile.write_arrays(path, weights, others, meta)
 
 
@@ -99,6 +100,8 @@ def load(path: Path) -> tuple[Graph, dict[str, list[Plan]], str]:
         NetFileError: the file is not a compiled net, or a damaged one.
     """
     arrays, meta = netfile.read_arrays(path)
+    if not netfile.is_compiled(meta):
+        raise netfile.NetFileError(f"{path}: a pruned net: compile it first with vdbench compile {path} --output FILE")
     try:
         ops = []
         for content in meta["ops"]:
@@ -108,7 +111,7 @@ def load(path: Path) -> tuple[Graph, dict[str, list[Plan]], str]:
                 given[name] = np.ascontiguousarray(arrays[f"{given['name']}/{name}"])
             ops.append(kind(**given))
         plans = plans_from_json(meta["plans"])
-        graph = Graph(tuple(ops), dict(meta["removed"]))
+        graph = Graph(tuple(ops), dict(meta["removed"]), dict(meta.get("weights", {})))  # older files have none
         _check(graph)
         check_plans(plans, graph)
         return graph, plans, str(meta["machine"])

@@ -82,11 +82,18 @@ _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _QUERIES = (getattr, "size", "dim", "ndimension", "numel")
 
 
+def _called(node: fx.Node, modules: Modules) -> str:
+    """The name of the class or function that is called."""
+    if node.op == "call_module":
+        return type(modules[str(node.target)]).__name__
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "function")
+
+
 def _in_place(node: fx.Node, modules: Modules) -> bool:
     """Whether a call overwrites its first argument."""
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = _called(node, modules)
     return bool(node.kwargs.get("inplace")) or node.target in _IN_PLACE or (name[-1:] == "_" and name[-2:] != "__")
 
 
@@ -211,7 +218,8 @@ class _Reading:
             modules,
             any(_in_place(call, self.modules) for call in calls),
         )
-        return slot.put(TorchOp, *(self.values[source] for source in inputs), function=piece, layers=layers)
+        values, called = (self.values[source] for source in inputs), _called(node, modules)
+        return slot.put(TorchOp, *values, function=piece, layers=layers, called=called)
 
     def own(self, target: str) -> nn.Module:
         if target not in self.copies:

@@ -117,6 +117,8 @@ def batch_norm(
 ) -> Op | None:
     if training or running_mean is None or running_var is None:
         return None
+    if (running_var + eps < 0).any():
+        raise ValueError(f"layer {slot.name} has a negative variance: the model is damaged")
     scale = 1 / torch.sqrt(running_var.double() + eps) * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - running_mean * scale
     return slot.put(Affine, x, scale=slot.array(scale.float()), shift=slot.array(shift.float()))
@@ -284,7 +286,7 @@ def translate(slot: Slot, target: Any, args: tuple[Any, ...], kwargs: dict[str, 
             for a number or tensor that depends on the batch and is no value of the network.
 
     Raises:
-        ValueError: a weight is NaN or infinite.
+        ValueError: a weight is NaN or infinite, or a variance negative.
     """
     if isinstance(target, nn.Module):
         call = call_of(target)
