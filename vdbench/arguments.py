@@ -90,7 +90,7 @@ def parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
     suite("status")
 
     sub = verb("compile")
-    sub.add_argument("net", help="a shipped net, such as lenet5-mnist-vd_warmup, or a pruned.npz")
+    sub.add_argument("net", help="a shipped net, such as lenet5-mnist-vd_warmup, a pruned.npz, or what --output kept")
     sub.add_argument("--output", type=Path, metavar="FILE", help="keep the compiled net here (.npz)")
     sub.add_argument("--threads", type=_positive, help="at the most (default: as many as PyTorch uses)")
 

@@ -1,5 +1,6 @@
 """Recorded is not run: the runs the project ships, apart from those of this machine."""
 
+import difflib
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -78,6 +79,16 @@ def shippable(found: Iterable[records.Record]) -> set[tuple[str, str, int]]:
     return chosen
 
 
+def nets() -> dict[str, dict[str, Path]]:
+    """The pruned nets that are shipped: by "<experiment>-<method>" and "seed<n>", their files."""
+    found: dict[str, dict[str, Path]] = {}
+    for folder in (FOLDER, *_SHIPPED):  # this folder's own runs first, but they may be of other nets
+        for path in sorted(folder.glob("*/*/*/*/pruned.npz")):
+            experiment, method, seed = path.parts[-4:-1]
+            found.setdefault(f"{experiment}-{method}", {}).setdefault(seed, path)
+    return found
+
+
 def load(name: str, *, sparse: bool = False) -> "nn.Module":
     """A pruned net that is shipped with the project, in eval mode, on the CPU.
 
@@ -86,19 +97,17 @@ def load(name: str, *, sparse: bool = False) -> "nn.Module":
         sparse: give back the net as `to_cpu_sparse` makes it, computing with its nonzero weights alone.
 
     Raises:
-        KeyError: no net of that name is shipped; the message lists those that are.
+        KeyError: no net of that name is shipped; the message has similar names.
     """
     from vdbench.pruning import load_net
     from vdbench.sparse import to_cpu_sparse
 
-    nets = {}
-    for folder in (FOLDER, *_SHIPPED):  # this folder's own runs first, but they may be of other nets
-        for path in sorted(folder.glob("*/*/*/*/pruned.npz")):
-            experiment, method, seed = path.parts[-4:-1]
-            nets.setdefault(f"{experiment}-{method}-{seed}", path)
-            nets.setdefault(f"{experiment}-{method}", path)
-    if name not in nets:
-        known = ", ".join(net for net in nets if "-seed" in net) or f"none in {recorded()}"
-        raise KeyError(f"no shipped net is called {name!r}; there are: {known}")
-    model, _ = load_net(nets[name])
+    found = nets()
+    paths = {f"{run}-{seed}": path for run, seeds in found.items() for seed, path in seeds.items()}
+    paths |= {run: next(iter(seeds.values())) for run, seeds in found.items()}
+    if name not in paths:
+        similar = ", ".join(difflib.get_close_matches(name, paths))
+        hint = f"did you mean {similar}? " if similar else ""
+        raise KeyError(f"no shipped net is called {name!r}; {hint}vdbench info lists them all")
+    model, _ = load_net(paths[name])
     return to_cpu_sparse(model) if sparse else model
