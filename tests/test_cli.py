@@ -97,7 +97,8 @@ def test_missing_inputs_of_jobs_are_named(tmp_path, capsys):
 def test_a_file_that_is_no_net_is_refused(tmp_path, capsys):
     net = tmp_path / "pruned.npz"
     net.write_bytes(b"not a net")
-    assert f"{net}: not a pruned net" in one_line_error(job("time", "vd_warmup", tmp_path, "--pruned", net), capsys)
+    error = one_line_error(job("time", "vd_warmup", tmp_path, "--pruned", net), capsys)
+    assert f"{net}: not a file of vdbench's" in error and "delete" not in error
 
 
 def test_a_mirror_that_is_not_there_is_refused(tmp_path, monkeypatch, capsys):
@@ -221,7 +222,17 @@ def test_status_and_tables_agree_on_a_net_pruned_from_other_weights(project, cap
 def test_info_lists_what_there_is(capsys):
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
-    for expected in ("mnist", "digits", "266,200 weights", "430,500 weights", "vd_warmup", "torch_dense", "python"):
+    net = "lenet5-mnist-vd_warmup seed0, seed1"
+    for expected in (
+        "mnist",
+        "digits",
+        "266,200 weights",
+        "430,500 weights",
+        "vd_warmup",
+        "torch_dense",
+        "python",
+        net,
+    ):
         assert expected in out
     assert "4,640,000 weights for 10,000 words" in out
 

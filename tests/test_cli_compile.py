@@ -1,11 +1,14 @@
 """`vdbench compile`: what runs how, and a file that computes the same."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from vdbench import CompiledNet, cli, pruning
 from vdbench.models import MODELS, LeNet300100
+from vdbench.netfile import NetFileError
 
 
 @pytest.fixture
@@ -25,10 +28,18 @@ def test_compile(net, tmp_path, capsys):
     kept = tmp_path / "compiled.npz"
     assert cli.main(["compile", str(path), "--output", str(kept), "--threads", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "linear+clip fc1" in shown and "one example" in shown and "compiled.npz" in shown
+    assert "Linear+ReLU fc1" in shown and "one example" in shown and "compiled.npz" in shown
+    assert re.search(r"compiled in \d+\.\d s\n", shown)
     images = np.random.default_rng(0).standard_normal((5, 1, 28, 28), np.float32)
     expected = model(torch.from_numpy(images)).detach().numpy()
     np.testing.assert_allclose(CompiledNet.load(kept)(images), expected, rtol=0, atol=1e-5)
+    assert cli.main(["compile", str(kept), "--threads", "1"]) == 0
+    again = capsys.readouterr().out
+    assert f"{kept}: compiled already" in again and "Linear+ReLU fc1" in again
+    with pytest.raises(NetFileError, match=r"compiled\.npz: compiled already, which vdbench\.CompiledNet\.load reads"):
+        pruning.load_net(kept)
+    with pytest.raises(NetFileError, match=r"pruned\.npz: a pruned net: compile it first with vdbench compile"):
+        CompiledNet.load(path)
 
 
 def test_unknown_nets_are_named(capsys):

@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 from vdbench import records, running, training
-from vdbench.mistakes import in_one_line
+from vdbench.mistakes import first_line, in_one_line
 from vdbench.running import Progress, at_work, read_progress
 
 ROOT = Path(__file__).parent.parent
@@ -59,6 +59,13 @@ def test_a_job_that_fails_says_of_what(error, said, tmp_path):
     assert (found.stage, found.state) == ("prune", "failed")
     assert found.failure.startswith(said)
     assert in_one_line(error) == found.failure
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"), [("\n\n a  b\nand more", "a b"), ("a\rb", "a"), (" \n", "ValueError"), ("", "ValueError")]
+)
+def test_the_first_line_of_a_message_is_the_first_that_says_something(said, expected):
+    assert first_line(ValueError(said)) == expected
 
 
 def test_what_a_killed_job_was_writing_is_swept(tmp_path):

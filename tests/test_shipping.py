@@ -166,9 +166,11 @@ def test_nets_that_came_with_the_package_are_found_beside_those_of_this_folder(r
         assert metrics.size(vdbench.load(name)).weights == 266_200
 
 
-def test_loading_a_net_that_is_not_shipped_lists_those_that_are(recorded):
-    with pytest.raises(KeyError, match="fc-vd_warmup-seed0"):
-        vdbench.load("lenet5")
+def test_loading_a_net_that_is_not_shipped_names_similar_ones(recorded):
+    with pytest.raises(KeyError, match=r"'fc-vd_warm'; did you mean fc-vd_warmup, .*\? vdbench info lists them all"):
+        vdbench.load("fc-vd_warm")
+    with pytest.raises(KeyError, match="'nosuch'; vdbench info lists them all"):
+        vdbench.load("nosuch")
 
 
 def test_nets_travel_by_what_they_lose_as_far_as_a_set_goes(monkeypatch):

@@ -240,6 +240,22 @@ def test_a_model_reads_its_layers_weights():
         to_cpu_sparse(model).nothing  # noqa: B018
 
 
+def test_transformers_are_compiled_layer_by_layer(caplog):
+    """PyTorch's fast path would read the weights past the layers that are compiled."""
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 1).eval(), torch.randn(2, 5, 16)
+    fast, hidden = to_cpu_sparse(model), torch.arange(5) >= torch.tensor([[5], [3]])
+    for options in ({}, {"src_key_padding_mask": hidden}):
+        found, expected = fast(x, **options), model(x, **options).detach()
+        torch.testing.assert_close(found[~hidden], expected[~hidden], rtol=0, atol=2e-6)
+    inner = fast._parts[0].layers[0]
+    assert inner.linear1.nets and inner.linear2.nets
+    assert model.layers[0].activation_relu_or_gelu and model.use_nested_tensor  # the caller's own
+    assert "to_cpu_sparse" not in caplog.text
+    compile_sparse(model, x[:1])
+    assert "; vdbench.to_cpu_sparse(model) compiles it layer by layer" in caplog.text
+
+
 def test_linear_layers_on_sequences_are_compiled_by_themselves(caplog):
     layer = VariationalDropoutLinear(16, 12, initial_log_sigma2=-2.0)
     model, x = nn.Sequential(layer, nn.ReLU()).eval(), torch.randn(2, 5, 16)
@@ -252,6 +268,6 @@ def test_linear_layers_on_sequences_are_compiled_by_themselves(caplog):
 def test_what_pytorch_runs_is_masked_and_said(caplog):
     layer = VariationalDropoutConv2d(2, 3, 3, padding=1, padding_mode="reflect", initial_log_sigma2=-2.0).eval()
     net = compile_sparse(layer, IMAGES[:1])
-    assert "PyTorch runs" in caplog.text
+    assert "PyTorch runs" in caplog.text and "to_cpu_sparse" not in caplog.text  # which leaves it to PyTorch too
     torch.testing.assert_close(net(IMAGES), layer(IMAGES).detach(), rtol=0, atol=1e-6)
     assert not any(list(variational_layers(m)) for op in net.graph.ops[1:] for m in op.function.modules.values())

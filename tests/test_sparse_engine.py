@@ -13,11 +13,13 @@ from torch import nn
 import vdbench
 from vdbench.conversion import to_variational_dropout
 from vdbench.sparse import CompiledNet, compile_sparse, engine, machine, stencil, to_cpu_sparse
-from vdbench.sparse.plan import Network, Plan, measure
+from vdbench.sparse.checks import Refused, Untraceable
+from vdbench.sparse.compact import compact
+from vdbench.sparse.plan import Item, Network, Plan, measure
 from vdbench.sparse.running import Runner
 from vdbench.sparse.summary import describe
 from vdbench.sparse.threads import Pool
-from vdbench.sparse.tracing import Untraceable, trace
+from vdbench.sparse.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("engine_cache")
 
@@ -117,8 +119,30 @@ def test_ways_that_took_equally_long_are_told_in_one_order(compiled):
 
 def test_the_summary_names_layers_and_times(compiled):
     text = compiled.summary()
-    for part in ("one example: ", "batches: ", "conv2d+clip+maxpool2d 0", "linear 9", "8×3×3", "slices", "unread"):
+    for part in ("one example: ", "batches: ", "Conv2d+ReLU+MaxPool2d 0", "Linear 9", "8×3×3", "slices", "unread"):
         assert part in text
+    assert text.startswith(f"(N, 2, 10, 10) to (N, 3); limit of a thread: {machine.rate('fma'):.0f} GFLOP/s")
+    count = int(np.count_nonzero(compiled.graph["7"].weight))
+    assert f" {count} of 1,440 ({count / 14.4:.3g} %) " in text  # as many as there were before compaction
+    assert max(map(len, text.splitlines())) < 140
+    assert repr(compiled).startswith("CompiledNet((N, 2, 10, 10) to (N, 3), ") and repr(compiled).endswith("threads=1)")
+
+
+def test_the_summary_explains_the_ways_that_occur_alone():
+    graph = compact(trace(nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.Hardtanh()).eval(), torch.zeros(1, 4)))
+    items = [Item("0", {"slices": 1e-6}, True, "slices"), Item("1", {"torch": 1e-6}), Item("2", {"torch": 1e-6})]
+    plans = {"single": [Plan(1, items)], "batch": [Plan(64, items)]}
+    text = describe(graph, plans)
+    assert "slices: a vector" in text and "tile RxL" not in text and "late: " not in text
+    assert "GELU 1" in text and "clamp 2" in text and "12 of 12 (100 %)" in text
+    graph.weights.clear()
+    assert "12 of" not in describe(graph, plans)
+
+
+def test_batches_that_are_stored_negated(compiled):
+    batch = torch.randn(3, 2, 10, 10, dtype=torch.cfloat).conj().imag
+    assert batch.is_neg()
+    assert_same(compiled(batch), network()(batch.resolve_neg()).detach())
 
 
 @pytest.mark.parametrize(
@@ -154,6 +178,21 @@ def test_wrong_models():
         compile_sparse(empty.eval(), torch.zeros(1, 8))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("compiling", [lambda model: compile_sparse(model, torch.zeros(1, 4)), to_cpu_sparse])
+def test_wrapped_models(compiling):
+    model = nn.Sequential(nn.Linear(4, 3)).eval()
+    for scripted in (torch.jit.script(model), torch.jit.freeze(torch.jit.script(model))):
+        with pytest.raises(ValueError, match=r"the model is TorchScript.*: give the original module instead"):
+            compiling(scripted)
+    with pytest.raises(ValueError, match="0 is TorchScript"):
+        compiling(nn.Sequential(torch.jit.script(model)).eval())
+    wrapped = compiling(nn.DataParallel(model))
+    assert not isinstance(getattr(wrapped, "model", model), nn.DataParallel)
+    if isinstance(wrapped, CompiledNet):
+        assert [type(op).__name__ for op in wrapped.graph.ops] == ["Input", "Linear"]
+
+
 @pytest.mark.parametrize(("threads", "error"), [(0, ValueError), (-1, ValueError), ("2", TypeError), (1.5, TypeError)])
 def test_wrong_numbers_of_threads(threads, error):
     with pytest.raises(error):
@@ -174,12 +213,15 @@ class Branching(nn.Module):
 
 def test_a_model_that_cannot_be_traced_is_compiled_layer_by_layer(caplog):
     model, batch = Branching().eval(), torch.randn(2, 5, 8)
-    with pytest.raises(Untraceable):
-        trace(model, batch[0])
+    with pytest.raises(Untraceable, match=r"; vdbench\.to_cpu_sparse\(model\) compiles it layer by layer$"):
+        compile_sparse(model, batch[0])
+    with pytest.raises(Refused) as caught:
+        compile_sparse(network(), batch)
+    assert "to_cpu_sparse" not in str(caught.value)
     with caplog.at_level(logging.WARNING):
         fast = to_cpu_sparse(model)
         assert_same(fast(batch), model(batch).detach())
-    assert "layer by layer" in caplog.text
+    assert "layer by layer" in caplog.text and "to_cpu_sparse" not in caplog.text
     assert_same(fast(batch, twice=True), model(batch, twice=True).detach())
     assert isinstance(model.first, nn.Linear)  # the caller's own
 

@@ -15,8 +15,9 @@ from torch.nn.utils import parametrizations, prune
 from vdbench.chain import VariationalDropoutChain
 from vdbench.conversion import to_variational_dropout
 from vdbench.models import LeNet5, LeNet300100
+from vdbench.sparse.checks import Untraceable
 from vdbench.sparse.graph import Conv2d, Graph, Linear, TorchOp
-from vdbench.sparse.tracing import Untraceable, trace
+from vdbench.sparse.tracing import trace
 from vdbench.variational import VariationalDropoutConv2d, VariationalDropoutLinear
 
 
@@ -370,6 +371,10 @@ def test_weights_that_are_no_numbers(number):
     with torch.no_grad():
         net[1].running_mean[0] = number
     with pytest.raises(ValueError, match=r"layer 1 holds NaN or infinity"):
+        trace(net, torch.zeros(1, 6))
+    with torch.no_grad():
+        net[1].running_mean[0], net[1].running_var[0] = 0, -1
+    with pytest.raises(ValueError, match=r"layer 1 has a negative variance"):
         trace(net, torch.zeros(1, 6))
     with torch.no_grad():
         net[0].bias[1] = number

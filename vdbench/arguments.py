@@ -105,7 +105,7 @@ def parser(functions: Iterable[Verb]) -> argparse.ArgumentParser:
     suite("status")
 
     sub = verb("compile")
-    sub.add_argument("net", help=_NET)
+    sub.add_argument("net", help=f"{_NET}, or what --output kept")
     sub.add_argument("--output", type=Path, metavar="FILE", help="keep the compiled net here (.npz)")
     sub.add_argument("--threads", type=_positive, help="at the most (default: as many as PyTorch uses)")
 

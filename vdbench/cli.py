@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from vdbench import current, records
@@ -18,6 +19,7 @@ from vdbench.mistakes import in_one_line
 
 if TYPE_CHECKING:
     from vdbench.data import Dataset
+    from vdbench.sparse import CompiledNet
     from vdbench.text import Text
 
 EXPECTED_ERRORS = (SuiteError, records.RecordError, DataError)
@@ -181,11 +183,16 @@ def compile(args: argparse.Namespace) -> int:
     """Compile a pruned net for this processor and say what runs how, and how fast."""
     import torch
 
+    from vdbench.netfile import is_compiled, read_arrays
     from vdbench.pruning import load_net
-    from vdbench.sparse import compile_sparse
+    from vdbench.sparse import CompiledNet, compile_sparse
     from vdbench.structure import LanguageModel, structure
 
-    model: Any = load_net(_net_file(args.net))[0]
+    path = _net_file(args.net)
+    if is_compiled(read_arrays(path)[1]):
+        print(f"{path}: compiled already")
+        return _shown(CompiledNet.load(path, threads=args.threads), args.output)
+    model: Any = load_net(path)[0]
     if isinstance(model, LanguageModel):
         if args.output:
             raise records.RecordError("a sparse language model is not kept in a file: its pruned.npz is small as it is")
@@ -194,11 +201,17 @@ def compile(args: argparse.Namespace) -> int:
         print("a language model: vdbench.to_cpu_sparse runs it sparse; left of it:")
         print("\n".join(f"  {name} {count:,}" for name, count in structure(model).counts().items()))
         return 0
+    started = perf_counter()
     compiled = compile_sparse(model, torch.zeros(1, *model.input_shape), threads=args.threads)
-    print(compiled.summary())
-    if args.output:
-        compiled.save(args.output)
-        print(f"\n{args.output}: {args.output.stat().st_size:,} bytes, for vdbench.CompiledNet.load")
+    print(f"compiled in {perf_counter() - started:.1f} s")
+    return _shown(compiled, args.output)
+
+
+def _shown(net: "CompiledNet", output: Path | None) -> int:
+    print(f"\n{net.summary()}")
+    if output:
+        net.save(output)
+        print(f"\n{output}: {output.stat().st_size:,} bytes, for vdbench.CompiledNet.load")
     return 0
 
 
@@ -230,7 +243,7 @@ def status(args: argparse.Namespace) -> int:
 
 
 def info(args: argparse.Namespace) -> int:
-    """List data sets, models, methods, backends, versions and hardware."""
+    """List data sets, models, methods, shipped nets, backends, versions and hardware."""
     from vdbench import information
 
     print(information.describe(cache=args.cache, mirror=args.mirror))

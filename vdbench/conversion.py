@@ -89,10 +89,17 @@ def to_variational_dropout(
         layer._init_variational(p_threshold, loga_threshold, initial_log_sigma2)
         if isinstance(layer, SingleWeight):
             layer.shared_noise = shared_noise
+    call_every_layer(model)
+    return model
+
+
+def call_every_layer(model: nn.Module) -> None:
+    """Keep PyTorch from the fast path of transformers, which reads the weights past the layers they belong to."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0  # torch's fast path would read weights past the layers, unmasked
-    return model
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False  # which that path alone takes
 
 
 def _tied(model: nn.Module, layers: list[nn.Module]) -> tuple[str, str] | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from vdbench import data, metrics, outputs
+from vdbench import data, metrics, outputs, shipping
 from vdbench.config_timing import Backend
 from vdbench.models import MODELS
 from vdbench.provenance import cpu_model, gpu_model, package_versions
@@ -16,7 +16,7 @@ _WORDS = 10_000  # as Penn Treebank has: the weights of a language model depend 
 
 
 def describe(*, cache: Path | None = None, mirror: Path | None = None) -> str:
-    """Data sets, models, methods, backends, hardware and versions, a line each."""
+    """Data sets, models, methods, shipped nets, backends, hardware and versions, a line each."""
     sections = {
         "data sets": {
             name: f"{source.examples['train']:,} + {source.examples['test']:,} examples, "
@@ -25,6 +25,7 @@ def describe(*, cache: Path | None = None, mirror: Path | None = None) -> str:
         },
         "models": {name: f"{outputs.MODELS[name]}, {_weights(name)}" for name in MODELS},
         "methods": outputs.METHODS,
+        "shipped nets": {run: ", ".join(seeds) for run, seeds in shipping.nets().items()},
         "backends": {name: _installed(name) for name in BACKENDS},
         "hardware": {
             "cpu": f"{cpu_model()}, {os.cpu_count()} logical cores",

@@ -63,7 +63,7 @@ def reason(error: BaseException) -> str:
 
 def first_line(error: BaseException) -> str:
     """`reason` of an exception of a library that goes on for many lines."""
-    return " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+    return " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())
 
 
 def in_one_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ distances between the flat positions of its nonzero values; every other tensor i
 
 import json
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ _OF_RECURRENT_LAYERS = re.compile(r"weight_(ih|hh|hr)_l\d+(_reverse)?")  # these
 
 
 class NetFileError(RecordError):
-    """A file that is not a pruned net, or a damaged one; the message names the file."""
+    """A file that is not a net of the kind expected, or a damaged one; the message names the file."""
 
 
 def parameter_name(layer: str) -> str:
@@ -28,6 +29,11 @@ def parameter_name(layer: str) -> str:
     if _OF_RECURRENT_LAYERS.fullmatch(layer.rpartition(".")[2]):
         return layer
     return f"{layer}.weight" if layer else "weight"
+
+
+def is_compiled(meta: dict[str, Any]) -> bool:
+    """Whether a file with this meta dict is of `CompiledNet.save`."""
+    return "ops" in meta
 
 
 def write_arrays(
@@ -56,7 +62,10 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         NetFileError: no such file, not a net, or its parts contradict each other.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(path):
+                raise ValueError("no NumPy archive, or cut short")
+            archive = np.load(file, allow_pickle=False)
             if sum(member.file_size for member in archive.zip.infolist()) > LARGEST:
                 raise ValueError(f"unpacks to more than {LARGEST >> 30} GiB")
             content = {name: archive[name] for name in archive.files}
@@ -81,6 +90,6 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise NetFileError(f"{path}: no such file") from None
     except Exception as error:  # zipfile, zlib and NumPy's header parser each raise their own kinds on damaged bytes
         raise NetFileError(
-            f"{path}: not a pruned net ({reason(error)}); if a prune job made it, delete it and rerun that"
+            f"{path}: not a file of vdbench's ({reason(error)}); if vdbench wrote it, rerun what did"
         ) from None
     return arrays | content, meta

@@ -49,6 +49,8 @@ def load_net(path: Path) -> tuple[nn.Module, dict[str, object]]:
         NetFileError: the file is not a pruned net of a model known here.
     """
     arrays, meta = netfile.read_arrays(path)
+    if netfile.is_compiled(meta):
+        raise netfile.NetFileError(f"{path}: compiled already, which vdbench.CompiledNet.load reads")
     name, classes = meta.get("model"), meta.get("num_classes")
     try:
         if not isinstance(name, str) or name not in MODELS or not isinstance(classes, int) or classes < 1:
@@ -61,7 +63,7 @@ def load_net(path: Path) -> tuple[nn.Module, dict[str, object]]:
         model.load_state_dict({key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()})
     except (RuntimeError, TypeError, ValueError) as error:
         raise netfile.NetFileError(
-            f"{path}: not a pruned net known here ({first_line(error)}); delete it and rerun its prune job"
+            f"{path}: not a pruned net known here ({first_line(error)}); if a prune job wrote it, rerun that"
         ) from None
     return model.eval(), meta
 

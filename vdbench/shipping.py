@@ -1,5 +1,6 @@
 """Recorded is not run: the runs the project ships, apart from those of this machine."""
 
+import difflib
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -89,6 +90,16 @@ def _explores(record: records.Record) -> bool:
     return record.spec["validation_size"] > 0
 
 
+def nets() -> dict[str, dict[str, Path]]:
+    """The pruned nets that are shipped: by "<experiment>-<method>" and "seed<n>", their files."""
+    found: dict[str, dict[str, Path]] = {}
+    for folder in (FOLDER, *_SHIPPED):  # this folder's own runs first, but they may be of other nets
+        for path in sorted(folder.glob("*/*/*/*/pruned.npz")):
+            experiment, method, seed = path.parts[-4:-1]
+            found.setdefault(f"{experiment}-{method}", {}).setdefault(seed, path)
+    return found
+
+
 def load(name: str, *, sparse: bool = False) -> "nn.Module":
     """A pruned net that is shipped with the project, in eval mode, on the CPU.
 
@@ -97,7 +108,7 @@ def load(name: str, *, sparse: bool = False) -> "nn.Module":
         sparse: give back the net as `to_cpu_sparse` makes it, computing with its nonzero weights alone.
 
     Raises:
-        KeyError: no net of that name is shipped; the message lists those that are.
+        KeyError: no net of that name is shipped; the message has similar names.
     """
     from vdbench.pruning import load_net
     from vdbench.sparse import to_cpu_sparse
@@ -108,13 +119,11 @@ def load(name: str, *, sparse: bool = False) -> "nn.Module":
 
 def net_file(name: str) -> Path:
     """Where a net lies that is shipped under a name. Raises KeyError as `load` does."""
-    nets = {}
-    for folder in (FOLDER, *_SHIPPED):  # this folder's own runs first, but they may be of other nets
-        for path in sorted(folder.glob("*/*/*/*/pruned.npz")):
-            experiment, method, seed = path.parts[-4:-1]
-            nets.setdefault(f"{experiment}-{method}-{seed}", path)
-            nets.setdefault(f"{experiment}-{method}", path)
-    if name not in nets:
-        known = ", ".join(net for net in nets if "-seed" in net) or f"none in {recorded()}"
-        raise KeyError(f"no shipped net is called {name!r}; there are: {known}")
-    return nets[name]
+    found = nets()
+    paths = {f"{run}-{seed}": path for run, seeds in found.items() for seed, path in seeds.items()}
+    paths |= {run: next(iter(seeds.values())) for run, seeds in found.items()}
+    if name not in paths:
+        similar = ", ".join(difflib.get_close_matches(name, paths))
+        hint = f"did you mean {similar}? " if similar else ""
+        raise KeyError(f"no shipped net is called {name!r}; {hint}vdbench info lists them all")
+    return paths[name]

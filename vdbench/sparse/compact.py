@@ -19,9 +19,10 @@ Mask = np.ndarray  # bool (channels,) of a value
 
 def compact(graph: Graph) -> Graph:
     """The network without what cannot change its output, the shapes of its input and output as they were; what went
-    is told in `removed`. Compacting again finds nothing more.
+    is told in `removed`, what there was in `weights`. Compacting again finds nothing more.
     """
-    return drop_unread(fold_constants(fold_affine(graph)))
+    weights = {op.name: op.weight.size for op in graph.ops if isinstance(op, Layer)}
+    return replace(drop_unread(fold_constants(fold_affine(graph))), weights=weights | graph.weights)
 
 
 def fold_affine(graph: Graph) -> Graph:

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from vdbench.files import Folders
 from vdbench.records import write_json
 from vdbench.sparse import storage
+from vdbench.sparse.checks import Refused, Untraceable, close, unwrapped
 from vdbench.sparse.compact import compact
-from vdbench.sparse.graph import Conv2d, Graph, Shape
+from vdbench.sparse.graph import Conv2d, Graph, Shape, batch_shape
 from vdbench.sparse.jit import COMPILING, machine_name, vector_lanes
 from vdbench.sparse.plan import CLEARLY, PYTORCH, Network, Plan, fastest, measure, place
 from vdbench.sparse.program import TooLarge
 from vdbench.sparse.running import Runner, memory
 from vdbench.sparse.threads import Pool, checked_threads
-from vdbench.sparse.tracing import close, trace
+from vdbench.sparse.tracing import trace
 from vdbench.sparse.trial import Way, quickest
 
 log = logging.getLogger("vdbench")
@@ -34,6 +35,7 @@ FLOAT32 = np.dtype(np.float32)
 LIKELY = 1.5  # times slower than the best plan: may yet be faster at another batch size
 UNEVEN_S = 2e-6  # what it costs besides that a block is not full, or that some go in blocks and others one by one
 TRIED_S = 0.05  # ways to something that takes longer by the plan are not timed anew
+BY_LAYERS = "; vdbench.to_cpu_sparse(model) compiles it layer by layer"
 
 
 class CompiledNet:
@@ -58,6 +60,11 @@ class CompiledNet:
         """Copies and pickles compile anew: machine code and memory belong to one process."""
         return functools.partial(CompiledNet, threads=self._pool.threads), (self.graph, self.plans)
 
+    def __repr__(self) -> str:
+        shapes = " to ".join(batch_shape(op) for op in (self.graph.input, self.graph.output))
+        weights = sum(op.weight_count for op in self.graph.ops)
+        return f"CompiledNet({shapes}, {weights:,} weights left, threads={self._pool.threads})"
+
     def _runner(self, key: str, plan: Plan) -> Runner:
         return Runner(Network(self.graph, single=key == "single"), plan)
 
@@ -75,7 +82,7 @@ class CompiledNet:
             raise TypeError(f"compiled for float32, the batch is {batch.dtype}: convert it first")
         if tensor and batch.device.type != "cpu":
             raise TypeError(f"compiled for the CPU, the batch is on {batch.device}: move it with .cpu()")
-        array = batch.detach().numpy() if tensor else batch
+        array = (batch.resolve_neg() if batch.is_neg() else batch).detach().numpy() if tensor else batch
         if shortest := self._shortest.get(array.shape):
             out = shortest(np.ascontiguousarray(array))
         elif array.ndim == 0 or array.shape[1:] != self.graph.input.shape:
@@ -185,13 +192,20 @@ def compile_sparse(model: nn.Module, example_input: Tensor, *, threads: int | No
         Untraceable: the model is no fixed sequence of operations; see `to_cpu_sparse` for those.
     """
     checked_threads(threads)  # before anything is measured
-    return compiled(compact(trace(model, example_input)), threads)
+    try:
+        graph = trace(unwrapped(model), example_input)
+    except Refused:
+        raise
+    except Untraceable as error:
+        raise Untraceable(f"{error}{BY_LAYERS}") from error
+    return compiled(compact(graph), threads)
 
 
 def compiled(graph: Graph, threads: int | None) -> CompiledNet:
     """A traced network, planned, saying which layers with weights PyTorch runs."""
     if left := graph.left_to_pytorch():
-        log.warning("PyTorch runs %s: no kernel computes such layers on such values", ", ".join(left))
+        elsewhere = BY_LAYERS if graph.left_to_pytorch(nn.Linear) else ""
+        log.warning("PyTorch runs %s: no kernel computes such layers on such values%s", ", ".join(left), elsewhere)
     return CompiledNet(graph, planned(graph), threads=threads)
 
 

@@ -34,6 +34,11 @@ class Op:
         return 0
 
 
+def batch_shape(op: Op) -> str:
+    """Of a batch of an operation's values, for people to read."""
+    return f"(N, {', '.join(map(str, op.shape))})"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Input(Op):
     """What the network is given."""
@@ -223,6 +228,7 @@ class TorchOp(Opaque):
 
     function: Callable[..., Tensor] = field(repr=False)
     layers: frozenset[type[nn.Module]] = frozenset()  # the kinds of those in it that have weight matrices
+    called: str = "function"  # the name of its class or function, for people to read
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self.function(*inputs)
@@ -232,11 +238,14 @@ class TorchOp(Opaque):
 class Graph:
     """Operations in an order in which they can run; the first is the only Input, the last makes the output.
 
-    `removed` says, layer by layer, what exact compaction took out, for people to read.
+    Attributes:
+        removed: layer by layer, what exact compaction took out, for people to read.
+        weights: layer by layer, how many there were before it, zeros and all.
     """
 
     ops: tuple[Op, ...]
     removed: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=dict)
 
     def left_to_pytorch(self, *kinds: type[nn.Module]) -> list[str]:
         """The operations that PyTorch runs and that have layers with weight matrices, of these kinds if given."""
@@ -253,9 +262,6 @@ class Graph:
 
     def __getitem__(self, name: str) -> Op:
         return next(op for op in self.ops if op.name == name)
-
-    def consumers(self, name: str) -> list[Op]:
-        return [op for op in self.ops if name in op.inputs]
 
     def __call__(self, batch: Tensor) -> Tensor:
         """The network in PyTorch, zeros and all: the reference every kernel is checked against."""

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vdbench.conversion import to_plain
+from vdbench.conversion import call_every_layer, to_plain
+from vdbench.sparse.checks import Refused, Untraceable
 from vdbench.sparse.compact import compact
 from vdbench.sparse.engine import CompiledNet, compiled
 from vdbench.sparse.threads import checked_threads
-from vdbench.sparse.tracing import Refused, Untraceable, trace
+from vdbench.sparse.tracing import trace
 
 log = logging.getLogger("vdbench")
 
@@ -114,6 +115,7 @@ def layer_by_layer(model: nn.Module, threads: int | None) -> nn.Module:
     """A model with the same parameters, every linear and convolutional layer swapped for one that is compiled by
     itself. Subclasses stay, since they compute something else, and so do layers with hooks."""
     model = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    call_every_layer(model)
     swaps = {layer: SparseModule(layer, threads) for layer in model.modules() if _can_be_swapped(layer)}
     for name, layer in list(model.named_modules(remove_duplicate=False)):
         if name and layer in swaps:

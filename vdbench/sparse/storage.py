@@ -88,7 +88,8 @@ def save(path: Path, graph: Graph, plans: dict[str, list[Plan]], measured_with: 
     arrays, ops = parts(graph)
     weights = {name: array for name, array in arrays.items() if name.endswith("/weight")}
     others = {name: array for name, array in arrays.items() if name not in weights}
-    meta = {"ops": ops, "removed": graph.removed, "plans": plans_to_json(plans), "measured_with": measured_with}
+    told = {"removed": graph.removed, "weights": graph.weights}
+    meta = {"ops": ops, **told, "plans": plans_to_json(plans), "measured_with": measured_with}
     netfile.write_arrays(path, weights, others, meta)
 
 
@@ -99,6 +100,8 @@ def load(path: Path, measured_with: str) -> tuple[Graph, dict[str, list[Plan]] |
         NetFileError: the file is not a compiled net, or a damaged one.
     """
     arrays, meta = netfile.read_arrays(path)
+    if not netfile.is_compiled(meta):
+        raise netfile.NetFileError(f"{path}: a pruned net: compile it first with vdbench compile {path} --output FILE")
     try:
         ops = []
         for content in meta["ops"]:
@@ -107,7 +110,7 @@ def load(path: Path, measured_with: str) -> tuple[Graph, dict[str, list[Plan]] |
             for name in {field.name for field in fields(kind)} - given.keys():
                 given[name] = np.ascontiguousarray(arrays[f"{given['name']}/{name}"])
             ops.append(kind(**given))
-        graph = Graph(tuple(ops), dict(meta["removed"]))
+        graph = Graph(tuple(ops), dict(meta["removed"]), dict(meta.get("weights", {})))  # older files have none
         _check(graph)
         if meta.get("measured_with") != measured_with:
             return graph, None

@@ -4,9 +4,9 @@ import copy
 
 from torch import nn
 
+from vdbench.sparse.checks import check_parameters, unwrapped
 from vdbench.sparse.language import SparseLanguageModel
 from vdbench.sparse.module import SparseModule
-from vdbench.sparse.tracing import check_parameters
 from vdbench.structure import LanguageModel
 
 
@@ -20,8 +20,10 @@ def to_cpu_sparse(model: nn.Module, *, threads: int | None = None) -> SparseModu
         threads: at the most (default: as many as PyTorch uses).
 
     Raises:
-        ValueError: the model is not on the CPU, not float32 or holds NaN or infinity; `threads` is below 1.
+        ValueError: the model is TorchScript, not on the CPU, not float32 or holds NaN or infinity; `threads` is below
+            1.
     """
+    model = unwrapped(model)
     check_parameters(model)
     if isinstance(model, LanguageModel):
         return SparseLanguageModel(model, threads)

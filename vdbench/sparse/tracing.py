@@ -11,22 +11,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from vdbench.conversion import to_plain
+from vdbench.mistakes import first_line
+from vdbench.sparse.checks import Untraceable, check, check_output, verify
 from vdbench.sparse.graph import Graph, Input, Op, Shape, TorchOp
 from vdbench.sparse.jit import COMPILING
 from vdbench.sparse.modules import is_known
-from vdbench.sparse.translate import Slot, translate, unused
+from vdbench.sparse.handlers import Slot, unused
+from vdbench.sparse.translate import translate
 
 Modules = dict[str, nn.Module]
-
-TOLERANCE = 1e-4  # of the largest output
-
-
-class Untraceable(ValueError):
-    """A model that is no fixed sequence of operations on single examples, or that could not be read as one."""
-
-
-class Refused(Untraceable):
-    """The model itself does not take such examples."""
 
 
 def trace(model: nn.Module, example: Tensor) -> Graph:
@@ -44,84 +37,14 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
             independent of each other, or the graph would not compute what the model computes. Refused: the model does
             not take the example.
     """
-    _check(model, example)
+    check(model, example)
     batch = torch.randn(3, *example.shape[1:], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        _check_output(model, batch[:2])
+        check_output(model, batch[:2])
         nodes, modules = _symbolic(model)
         graph = _Reading(nodes, modules, batch).graph(next(iter(reversed(nodes.nodes))).args[0])
         verify(graph, model, batch[:2])
     return graph
-
-
-def _check(model: nn.Module, example: Tensor) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the model is a {type(model).__name__}: give an nn.Module")
-    if not isinstance(example, Tensor) or example.dtype != torch.float32:
-        what = f"a tensor of {example.dtype}" if isinstance(example, Tensor) else f"a {type(example).__name__}"
-        words = "; models of numbered words go to to_cpu_sparse(model)" if what.endswith("int64") else ""
-        raise TypeError(
-            f"the example is {what}: give a float32 tensor with a batch axis, like the model's input{words}"
-        )
-    if example.dim() < 2:
-        raise ValueError(f"the example of shape {tuple(example.shape)} has no batch axis: add one with [None]")
-    if training := [name or type(model).__name__ for name, module in model.named_modules() if module.training]:
-        raise ValueError(f"{training[0]} is in training mode: call model.eval()")
-    check_parameters(model)
-    if empty := [name for name, parameter in model.named_parameters() if not parameter.numel()]:
-        raise Untraceable(f"{empty[0]} has no numbers")
-
-
-def check_parameters(model: nn.Module) -> None:
-    """Raises ValueError for a model that is not on the CPU, not float32 or holds NaN or infinity."""
-    for name, parameter in model.named_parameters():
-        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
-            raise ValueError(f"{name} is {parameter.dtype} on {parameter.device}: move the model with .cpu().float()")
-        if not torch.isfinite(parameter).all():
-            raise ValueError(f"{name} holds NaN or infinity: the model has diverged or is damaged")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _check_output(model: nn.Module, batch: Tensor) -> None:
-    """Check that the model makes one result of every example."""
-    try:
-        together, alone = model(batch.clone()), model(batch[:1].clone())
-    except Exception as error:
-        shape = tuple(batch.shape[1:])
-        raise Refused(f"the model does not take 1 and 2 examples of shape {shape}: {_line(error)}") from error
-    if not isinstance(together, Tensor) or together.dtype != torch.float32:
-        what = f"a tensor of {together.dtype}" if isinstance(together, Tensor) else f"a {type(together).__name__}"
-        raise Untraceable(f"the model returns {what}, not one float32 tensor")
-    shapes = tuple(together.shape), tuple(alone.shape)
-    if shapes != ((2, *shapes[0][1:]), (1, *shapes[0][1:])):
-        raise Untraceable(
-            f"the model's output, {shapes[0]} for 2 examples and {shapes[1]} for 1, is not one an example"
-        )
-
-
-def close(found: Tensor, expected: Tensor) -> bool:
-    """Whether they have the same shape and differ by 1e-4 of the largest number at most."""
-    if found.shape != expected.shape:
-        return False
-    return expected.numel() == 0 or bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
-
-
-def verify(graph: Graph, model: nn.Module, batch: Tensor) -> None:
-    """Check a graph against its model on a batch and on each of the examples: a net under misread operations.
-
-    Raises:
-        Untraceable: they differ by more than 1e-4 of the largest output, or the model's outputs do among themselves.
-    """
-    expected = torch.cat([model(example[None].clone()) for example in batch])
-    if not expected.isfinite().all():
-        raise Untraceable("the model gives NaN or infinity for normally distributed examples")
-    if not close(model(batch.clone()), expected):
-        raise Untraceable("the model's output for an example depends on the rest of the batch, or on chance")
-    if not close(graph(batch.clone()), expected):
-        raise Untraceable("the traced operations do not compute what the model computes: one does more than it shows")
 
 
 class _Tracer(fx.Tracer):
@@ -152,7 +75,7 @@ def _symbolic(model: nn.Module) -> tuple[fx.Graph, Modules]:
         with COMPILING:  # each tracer puts itself in the place of what it found and puts that back at its end
             return _Tracer().trace(root), dict(root.named_modules(remove_duplicate=False))
     except Exception as error:
-        raise Untraceable(f"torch.fx cannot follow {type(model).__name__}: {_line(error)}") from error
+        raise Untraceable(f"torch.fx cannot follow {type(model).__name__}: {first_line(error)}") from error
 
 
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
@@ -160,11 +83,18 @@ _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _QUERIES = (getattr, "size", "dim", "ndimension", "numel")
 
 
+def _called(node: fx.Node, modules: Modules) -> str:
+    """The name of the class or function that is called."""
+    if node.op == "call_module":
+        return type(modules[str(node.target)]).__name__
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "function")
+
+
 def _in_place(node: fx.Node, modules: Modules) -> bool:
     """Whether a call overwrites its first argument."""
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = _called(node, modules)
     return bool(node.kwargs.get("inplace")) or node.target in _IN_PLACE or (name[-1:] == "_" and name[-2:] != "__")
 
 
@@ -231,7 +161,7 @@ class _Reading:
         try:
             self.of_two, self.of_three = (_propagate(nodes, modules, batch[:count]) for count in (2, 3))
         except Exception as error:
-            raise Untraceable(f"the traced operations fail for 2 and 3 examples: {_line(error)}") from error
+            raise Untraceable(f"the traced operations fail for 2 and 3 examples: {first_line(error)}") from error
         for node in nodes.nodes:
             if node.op != "output":
                 self.read(node)
@@ -289,7 +219,8 @@ class _Reading:
             modules,
             any(_in_place(call, self.modules) for call in calls),
         )
-        return slot.put(TorchOp, *(self.values[source] for source in inputs), function=piece, layers=layers)
+        values, called = (self.values[source] for source in inputs), _called(node, modules)
+        return slot.put(TorchOp, *values, function=piece, layers=layers, called=called)
 
     def own(self, target: str) -> nn.Module:
         if target not in self.copies:
