@@ -85,7 +85,7 @@ PICTURES = {
 
 def among_others(content: bytes) -> Callable[[Path], None]:
     def make(path: Path) -> None:
-        for name in ("train/a/1.png", "test/a/1.png"):
+        for name in ("train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png"):
             other = path.parents[2] / name
             other.parent.mkdir(parents=True, exist_ok=True)
             other.write_bytes(PNG)
@@ -105,7 +105,7 @@ def tar(*members: tuple[str, bytes, str], size: int | None = None) -> bytes:
     """Members as name, type and what they link to."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name in ("train/a/1.png", "test/a/1.png"):
+        for name in ("train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png"):
             info = tarfile.TarInfo(name)
             info.size = len(PNG)
             archive.addfile(info, io.BytesIO(PNG))

@@ -52,7 +52,13 @@ def picture(form: str) -> bytes:
 def archive(mode: str) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode=mode) as made:  # type: ignore[call-overload]
-        for name in ("train/a/1.png", "train/a/long-" + 120 * "x" + ".png", "test/a/1.png"):
+        for name in (
+            "train/a/1.png",
+            "train/a/long-" + 120 * "x" + ".png",
+            "train/b/1.png",
+            "test/a/1.png",
+            "test/b/1.png",
+        ):
             info = tarfile.TarInfo(name)
             info.size = len(damage_data.PNG)
             made.addfile(info, io.BytesIO(damage_data.PNG))
