@@ -129,12 +129,12 @@ def test_the_summary_names_layers_and_times(compiled):
 
 
 def test_the_summary_explains_the_ways_that_occur_alone():
-    graph = compact(trace(nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.Hardtanh()).eval(), torch.zeros(1, 4)))
+    graph = compact(trace(nn.Sequential(nn.Linear(4, 3), nn.Softplus(), nn.Hardtanh()).eval(), torch.zeros(1, 4)))
     items = [Item("0", {"slices": 1e-6}, True, "slices"), Item("1", {"torch": 1e-6}), Item("2", {"torch": 1e-6})]
     plans = {"single": [Plan(1, items)], "batch": [Plan(64, items)]}
     text = describe(graph, plans)
     assert "slices: a vector" in text and "tile RxL" not in text and "late: " not in text
-    assert "GELU 1" in text and "clamp 2" in text and "12 of 12 (100 %)" in text
+    assert "Softplus 1" in text and "clamp 2" in text and "12 of 12 (100 %)" in text
     graph.weights.clear()
     assert "12 of" not in describe(graph, plans)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from tabulate import tabulate
 
-from vdbench.sparse.graph import Add, Affine, Clip, Concat, Graph, Op, TorchOp, Weighted, batch_shape
+from vdbench.sparse.graph import Add, Affine, Clip, Concat, Graph, Op, Pointwise, TorchOp, Weighted, batch_shape
 from vdbench.sparse.machine import rate
 from vdbench.sparse.plan import LATE, PYTORCH, Item, Network, Plan, operations
 from vdbench.sparse.stencil import Stencil
@@ -110,6 +110,8 @@ def _called(op: Op) -> str:
             return "add"
         case Concat():
             return "cat"
+        case Pointwise():
+            return op.function
         case TorchOp():
             return op.called
         case _:
