@@ -113,6 +113,15 @@ def test_a_net_too_large_to_ship_is_left_out_and_not_missed(recorded, capsys, mo
     assert "no recorded nets under" in one_line_error(["verify"], capsys)
 
 
+def test_nets_of_baselines_are_shipped_if_they_are_small():
+    suite = factory.suite(fc=factory.experiment(seeds=[0]))
+    for method, largest in (("vd_warmup", shipping.LARGEST_NET), ("magnitude", shipping.LARGEST_BASELINE)):
+        made = factory.record(suite, "fc", method, 0, metrics={"error": 1.0})
+        for size, shipped in ((largest, {made.run}), (largest + 1, set())):
+            net = made.model_copy(update={"size": made.size.model_copy(update={"file_bytes": size})})
+            assert shipping.shippable([net]) == shipped
+
+
 def test_nets_are_verified_on_what_data_there_is(recorded, capsys, monkeypatch):
     shutil.copytree(recorded / "fc", recorded / "more")
 
@@ -176,7 +185,8 @@ def test_loading_a_net_that_is_not_shipped_names_similar_ones(recorded):
 def test_nets_travel_by_what_they_lose_as_far_as_a_set_goes(monkeypatch):
     suite = factory.suite(fc=factory.experiment(seeds=[0]))
     monkeypatch.setattr(shipping, "LARGEST_SET", 100)
-    monkeypatch.setattr(shipping, "LARGEST_NET", 70)
+    for limit in ("LARGEST_NET", "LARGEST_BASELINE"):
+        monkeypatch.setattr(shipping, limit, 70)
     runs = {
         "vd_finetune": (2.0, 60),
         "vd_warmup": (1.0, 50),
