@@ -63,12 +63,13 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """
     try:
         with path.open("rb") as file:
-            if not zipfile.is_zipfile(path):
+            if not zipfile.is_zipfile(file):
                 raise ValueError("no NumPy archive, or cut short")
-            archive = np.load(file, allow_pickle=False)
-            if sum(member.file_size for member in archive.zip.infolist()) > LARGEST:
-                raise ValueError(f"unpacks to more than {LARGEST >> 30} GiB")
-            content = {name: archive[name] for name in archive.files}
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                if sum(member.file_size for member in archive.zip.infolist()) > LARGEST:
+                    raise ValueError(f"unpacks to more than {LARGEST >> 30} GiB")
+                content = {name: archive[name] for name in archive.files}
         meta = json.loads(content.pop("meta").tobytes())
         if meta.pop("format") != FORMAT:
             raise ValueError("another format version")

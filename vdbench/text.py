@@ -213,13 +213,16 @@ class FolderText(TextSource):
         return {split: len(split_words(self.lines(split, None, None))) for split in ("train", "test")}
 
     def fetch(self, cache: Path | None, mirror: Path | None) -> dict[str, dict[str, Any]]:
+        report = {}
         for split in SPLITS:
             self.words_of(split, cache, mirror)  # so that what is wrong is found before anything is trained
-        contents = {f"{split}.txt": self._content(split) for split in SPLITS}
-        return {
-            name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "source": "mirror"}
-            for name, content in contents.items()
-        }
+            content = self._content(split)
+            report[f"{split}.txt"] = {
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "bytes": len(content),
+                "source": "mirror",
+            }
+        return report
 
     def available(self, cache: Path | None, mirror: Path | None) -> str:
         return "in mirror"

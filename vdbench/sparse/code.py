@@ -113,17 +113,12 @@ class Code:
 
     def activated(self, value: Value, activation: Activation) -> Value:
         """Written so that a NaN stays one."""
-        b, kind = self.b, value.type
+        x = Numbers(self, value)
         if activation.function is not None:
-            return ON_VECTORS[activation.function](Numbers(self, value)).value
+            return ON_VECTORS[activation.function](x).value
         if activation.slope is not None:
-            scaled = b.fmul(value, kind([activation.slope] * kind.count))
-            value = b.select(b.fcmp_ordered("<", value, kind([0.0] * kind.count)), scaled, value)
-        for bound, below in ((activation.low, "<"), (activation.high, ">")):
-            if bound is not None:
-                limit = kind([bound] * kind.count)
-                value = b.select(b.fcmp_ordered(below, value, limit), limit, value)
-        return value
+            x = x.chosen("<", 0.0, x * activation.slope, x)
+        return x.clipped(activation.low, activation.high).value
 
 
 class Variable:

@@ -32,8 +32,7 @@ class SparseModule(nn.Module):
 
     def __init__(self, model: nn.Module, threads: int | None) -> None:
         super().__init__()
-        checked_threads(threads)
-        self.model, self.threads = to_plain(model), threads
+        self.model, self.threads = to_plain(model), checked_threads(threads)
         self.nets: dict[tuple[int, ...], CompiledNet] = {}
         self._by_layers: set[tuple[int, ...]] = set()  # shapes of examples for which the whole is not compiled
         self._parts: tuple[nn.Module, ...] = ()  # the model by layers, in a tuple, for it is no part of the state

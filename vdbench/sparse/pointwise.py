@@ -43,13 +43,17 @@ class Numbers:
         """self + a * b, rounded once."""
         return self._with(self.code.fma, a, b, self)
 
-    def where_below(self, bound: "Numbers | float", below: "Numbers | float") -> "Numbers":
-        """`below` where these are less than the bound, and these elsewhere."""
+    def chosen(self, test: str, bound: float, these: "Numbers | float", others: "Numbers | float") -> "Numbers":
+        """`these` where the numbers are less ("<") or more (">") than the bound, `others` elsewhere and where they are
+        NaN."""
         b = self.code.b
-        return self._with(lambda x, y, z: b.select(b.fcmp_ordered("<", x, y), z, x), self, bound, below)
+        compared = b.fcmp_ordered(test, self.value, self.constant(bound).value)
+        return self._with(lambda x, y: b.select(compared, x, y), these, others)
 
-    def clipped(self, low: float, high: float) -> "Numbers":
-        return -((-self.where_below(low, low)).where_below(-high, -high))
+    def clipped(self, low: float | None, high: float | None) -> "Numbers":
+        """None is no bound."""
+        x = self if low is None else self.chosen("<", low, low, self)
+        return x if high is None else x.chosen(">", high, high, x)
 
     def polynomial(self, *coefficients: float) -> "Numbers":
         """The first is that of the highest power."""
@@ -86,26 +90,21 @@ def _tanh(x: Numbers) -> Numbers:
     """Near 0, where the difference would cancel, an odd polynomial (Cephes, single precision)."""
     z = x * x
     p = z.polynomial(-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
-    far = (_sigmoid(x * 2.0) * 2.0) - 1.0
-    b = x.code.b
-    is_near = b.fcmp_ordered("<", z.value, z.constant(0.39).value)
-    return Numbers(x.code, b.select(is_near, x.plus_product(x * z, p).value, far.value))
+    return z.chosen("<", 0.39, x.plus_product(x * z, p), _sigmoid(x * 2.0) * 2.0 - 1.0)
 
 
 def _elu(x: Numbers) -> Numbers:
     power, rest = _power_and_rest(x.clipped(-87.0, 0.0))
-    return x.where_below(0.0, (power - 1.0).plus_product(power, rest))
+    return x.chosen("<", 0.0, (power - 1.0).plus_product(power, rest), x)
 
 
 def _erf(x: Numbers) -> Numbers:
     """Within 1.5e-7 (Abramowitz and Stegun, 7.1.26)."""
-    size = x.where_below(0.0, -x)
+    size = x.chosen("<", 0.0, -x, x)
     t = 1.0 / (size.constant(1.0).plus_product(size, 0.3275911))
     tail = t * t.polynomial(1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
     value = -(tail * _exp(-(size * size))) + 1.0
-    b = x.code.b
-    is_negative = b.fcmp_ordered("<", x.value, x.constant(0.0).value)
-    return Numbers(x.code, b.select(is_negative, (-value).value, value.value))
+    return x.chosen("<", 0.0, -value, value)
 
 
 def _gelu(x: Numbers) -> Numbers:
