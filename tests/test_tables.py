@@ -73,6 +73,13 @@ def test_published_perplexity_is_called_so(tmp_path):
     assert set(numbers(tmp_path).error_kind) == {"test perplexity"}
 
 
+def test_what_one_hot_words_do_to_the_theoretical_speedup_is_told(tmp_path):
+    suite = load_suite(Path("configs/ptb_full.yaml"))
+    tables.write_tables(suite, {HERE: []}, {HERE: []}, tmp_path)
+    told = [line for line in (tmp_path / "table1.md").read_text().splitlines() if "multiplying by one-hot" in line]
+    assert [line.split(":")[0] for line in told] == ["- lstm-onehot-ptb"]
+
+
 def test_every_experiment_has_its_recipes_in_a_line(tmp_path):
     methods = factory.METHODS | {"vd_finetune": {"epochs": 4, "final_kl_weight": 0.1}}
     suite = factory.suite(
@@ -136,6 +143,14 @@ def test_difference_to_dense_is_paired_by_seed(suite, tmp_path):
     tables.write_tables(suite, {HERE: made}, {HERE: []}, tmp_path)
     ours = row(numbers(tmp_path), source=HERE, method="vd_warmup")
     assert (ours.error_minus_dense_mean, ours.error_minus_dense_std) == (0.25, 0.0)
+
+
+@pytest.mark.parametrize(("paired", "told"), [(1, "(1 pair)"), (2, "(2 pairs)")])
+def test_fewer_pairs_than_runs_are_counted(suite, tmp_path, paired, told):
+    made = [factory.record(suite, "fc", "dense", seed) for seed in range(paired)]
+    made += [factory.record(suite, "fc", "vd_warmup", seed, control=None) for seed in range(3)]
+    tables.write_tables(suite, {HERE: made}, {HERE: []}, tmp_path)
+    assert told in (tmp_path / "table1.md").read_text()
 
 
 def test_without_a_dense_net_nothing_is_compared_with_one(suite, tmp_path):

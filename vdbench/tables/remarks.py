@@ -17,6 +17,8 @@ def remarks_on(name: str, suite: Suite, results: Sequence[MethodResult]) -> Iter
         )
     elif not published.rows("published", experiment):
         yield (f"{name}: nothing is published for {outputs.net(experiment)}, so nothing here compares with the paper.")
+    if experiment.model == "rnnlm_lstm_onehot":
+        yield f"{name}: theoretical speedup counts multiplying by one-hot words, which a look-up saves."
     for source in dict.fromkeys(result.source for result in results):
         yield from _better_dense(name, suite, [result for result in results if result.source == source])
 

@@ -143,7 +143,7 @@ def _paired(difference: Summary | None, error: Summary | None) -> str:
     if difference is None or error is None:
         return NOTHING
     spread = "" if difference.std is None else f" ± {difference.std:.2f}"
-    pairs = "" if difference.n == error.n else f" ({difference.n} pairs)"
+    pairs = "" if difference.n == error.n else f" ({difference.n} pair{'' if difference.n == 1 else 's'})"
     return f"{signed(difference.mean, 2)}{spread}{pairs}"
 
 
