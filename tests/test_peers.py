@@ -15,6 +15,7 @@ from vdbench import outputs
 from vdbench.config_timing import DENSE_BACKENDS, Backend
 from vdbench.sparse import graph as g
 from vdbench.sparse.backends import BACKENDS, BackendMissing
+from vdbench.sparse.compact import compact
 from vdbench.sparse.graph import Graph
 from vdbench.sparse.onnx_graph import NoOnnxOperator, onnx_model
 from vdbench.sparse.peers import matrices
@@ -160,6 +161,24 @@ def test_smooth_functions_are_exported(function):
     model = onnx_model(trace(nn.Sequential(function).eval(), images))
     (found,) = ort.InferenceSession(model).run(None, {"input": images.numpy()})
     np.testing.assert_allclose(found, function(images).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ([nn.Flatten(), nn.ReLU()], (6, 5)),
+        ([nn.Unflatten(1, (2, 3, 5)), nn.ZeroPad2d((1, 0, 2, 1)), nn.Conv2d(2, 4, 2)], (30,)),
+        ([nn.ZeroPad2d((1, 0, 2, 1)), nn.ReLU(), nn.Flatten(2)], (2, 6, 5)),
+    ],
+)
+def test_shapes_and_zeros_around_maps_are_exported(layers, shape):
+    pytest.importorskip("onnx")
+    ort = pytest.importorskip("onnxruntime")
+    net, images = nn.Sequential(*layers).eval(), torch.randn(3, *shape)
+    graph = trace(net, images)
+    for exported in (graph, compact(graph)):
+        (found,) = ort.InferenceSession(onnx_model(exported)).run(None, {"input": images.numpy()})
+        np.testing.assert_allclose(found, net(images).detach().numpy(), atol=1e-6)
 
 
 def test_an_operation_that_onnx_has_not_is_named():

@@ -26,6 +26,7 @@ from vdbench.sparse.graph import (
     MaxPool2d,
     Op,
     Pointwise,
+    Reshape,
     TorchOp,
 )
 from vdbench.sparse.tracing import trace
@@ -224,6 +225,37 @@ def test_a_network_with_nothing_to_remove_stays_as_it_is():
     graph = perceptron([[1, 2], [3, 4]], [1, 1], [[1, 2]], [0])
     compacted = compact(graph)
     assert size(compacted) == size(graph) and compacted.removed == {}
+
+
+def scaled(name: str, source: str, scale, shift) -> Affine:
+    numbers = (np.array(x, np.float32) for x in (scale, shift))
+    return Affine(name=name, inputs=(source,), shape=(2,), **dict(zip(("scale", "shift"), numbers, strict=True)))
+
+
+def test_affine_maps_become_one_and_those_that_change_nothing_go():
+    entry = Input(name="input", shape=(2,))
+    graph = Graph((entry, scaled("a", "input", [2, 3], [1, 0]), scaled("b", "a", [-1, 4], [5, 6])))
+    compacted = compact(graph)
+    assert [op.name for op in compacted.ops] == ["input", "a"]
+    assert compacted["a"].scale.tolist() == [-2, 12] and compacted["a"].shift.tolist() == [4, 6]
+    same = scaled("same", "input", [1, 1], [0, 0])
+    total = Add(name="sum", inputs=("same", "input"), shape=(2,))
+    assert [op.name for op in compact(Graph((entry, same, total))).ops] == ["input", "sum"]
+    assert_same(compact(Graph((entry, same))), Graph((entry, same)), torch.randn(5, 2))
+
+
+def test_the_input_is_read_in_the_shape_that_its_only_reader_gives_it():
+    entry = Input(name="input", shape=(2, 3))
+    steps = Reshape(name="a", inputs=("input",), shape=(3, 2)), Reshape(name="b", inputs=("a",), shape=(6,))
+    graph = Graph((entry, *steps, linear("c", "b", [range(6)], [1])))
+    compacted = compact(graph)
+    assert [(op.name, op.shape) for op in compacted.ops] == [("input", (6,)), ("c", (1,))]
+    assert compacted.input.example == (2, 3)
+    assert_same(compacted, graph, torch.randn(5, 2, 3))
+    assert compact(compacted).input == compacted.input
+    other = Reshape(name="other", inputs=("input",), shape=(6,))
+    graph = Graph((entry, steps[0], steps[1], other, Add(name="sum", inputs=("b", "other"), shape=(6,))))
+    assert size(compact(graph)) == size(graph) and compact(graph).input == entry
 
 
 def convolutions(padding: tuple[int, int, int, int], bias: float = 1.0) -> Graph:

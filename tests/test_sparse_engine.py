@@ -15,6 +15,7 @@ from vdbench.conversion import to_variational_dropout
 from vdbench.sparse import CompiledNet, compile_sparse, engine, machine, stencil, to_cpu_sparse
 from vdbench.sparse.checks import Refused, Untraceable
 from vdbench.sparse.compact import compact
+from vdbench.sparse.graph import Opaque
 from vdbench.sparse.plan import Item, Network, Plan, measure
 from vdbench.sparse.running import Runner
 from vdbench.sparse.summary import describe
@@ -49,6 +50,52 @@ def test_models_that_compute_nothing(layers):
             compile_sparse(nn.Sequential(*layers).eval(), batch[:1])(batch[:count]),
             nn.Sequential(*layers).eval()(batch[:count]),
         )
+
+
+class Digits(nn.Module):
+    """Reads images without channels as maps, as code for MNIST does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.layer = nn.Conv2d(1, 4, 3), nn.Linear(4 * 6 * 5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.convolution(x.unsqueeze(1)).relu().flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(56, 3)), (8, 7)),
+        (nn.Sequential(nn.Flatten(2), nn.Flatten(), nn.Linear(56, 3)), (2, 2, 2, 7)),
+        (nn.Sequential(nn.Unflatten(1, (1, 8, 7)), nn.Conv2d(1, 4, 3)), (56,)),
+        (Digits(), (8, 7)),
+    ],
+)
+def test_inputs_that_are_read_in_another_shape(net, shape):
+    batch = torch.randn(37, *shape)
+    compiled = compile_sparse(net.eval(), batch[:1])
+    assert not [op for op in compiled.graph.ops if isinstance(op, Opaque)]
+    for count in (1, 16, 37):
+        assert_same(compiled(batch[:count]), net(batch[:count]).detach())
+    told = "(N, " + ", ".join(map(str, shape)) + ") to"
+    assert told in compiled.summary() and told in repr(compiled)
+    other = compiled.graph.input.shape
+    with pytest.raises(ValueError, match="compiled for batches"):
+        compiled(torch.zeros(2, *other))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: (x.flatten(1).sum(1), x.flatten(1))[1], lambda x: x.flatten(1) + x.exp().flatten(1), torch.flatten],
+)
+def test_inputs_that_are_read_in_several_shapes_or_only_reshaped(function):
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return function(x) if function is not torch.flatten else x.flatten(1)
+
+    batch = torch.randn(20, 8, 7)
+    assert_same(compile_sparse(Net().eval(), batch[:1])(batch), Net()(batch))
 
 
 def test_results_are_the_callers_own(compiled):

@@ -39,6 +39,18 @@ def test_files_of_before_that_do_not_tell_how_many_weights_there_were(compiled, 
     assert_same(CompiledNet.load(path)(batch), torch.from_numpy(compiled(batch)))
 
 
+def test_files_of_before_that_do_not_tell_in_which_shape_the_input_is_read(compiled, tmp_path):
+    path = tmp_path / "net.npz"
+    compiled.save(path)
+    content = dict(np.load(path))
+    meta = json.loads(content["meta"].tobytes())
+    assert meta["ops"][0].pop("given", "missing") is None
+    content["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    np.savez(path, **content)
+    batch = np.ones((2, 2, 10, 10), np.float32)
+    assert_same(CompiledNet.load(path)(batch), torch.from_numpy(compiled(batch)))
+
+
 @pytest.mark.parametrize(
     ("place", "name", "other"),
     [(engine, "machine_name", lambda: "another"), (engine, "PLAN_VERSION", 0), (torch, "__version__", "0.1")],
@@ -124,6 +136,20 @@ def test_smooth_functions_fit_a_file(tmp_path):
     net, batch = compile_sparse(model, torch.zeros(1, 4)), torch.randn(20, 4)
     net.save(tmp_path / "net.npz")
     assert_same(CompiledNet.load(tmp_path / "net.npz")(batch), model(batch))
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Flatten(), nn.Linear(30, 3)),
+        nn.Sequential(nn.Flatten(), nn.Linear(30, 32), nn.Unflatten(1, (2, 4, 4)), nn.ZeroPad2d(1), nn.MaxPool2d(2)),
+    ],
+)
+def test_shapes_and_zeros_around_maps_fit_a_file(tmp_path, net):
+    batch = torch.randn(3, 6, 5)
+    compiled = compile_sparse(net.eval(), batch)
+    compiled.save(tmp_path / "net.npz")
+    assert_same(CompiledNet.load(tmp_path / "net.npz")(batch), net(batch).detach())
 
 
 def test_pytorch_functions_fit_no_file(tmp_path):

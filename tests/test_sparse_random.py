@@ -28,11 +28,15 @@ class RandomNet(nn.Module):
         self.shape = self.pick.randint(1, 5), self.pick.randint(1, 13), self.pick.randint(1, 36)
         self.shapes = [self.shape]
         for _ in range(self.pick.randint(2, 7)):
-            self.add(self.pick.choice([self.convolution, self.pool, self.channelwise, self.sum, self.concatenation]))
+            self.add(
+                self.pick.choice(
+                    [self.convolution, self.pool, self.channelwise, self.sum, self.scaling, self.concatenation]
+                )
+            )
         if self.pick.random() < 0.6:
             self.add(lambda shape: nn.Flatten())
             for _ in range(self.pick.randint(0, 4)):
-                self.add(self.pick.choice([self.linear, self.channelwise, self.sum, self.concatenation]))
+                self.add(self.pick.choice([self.linear, self.channelwise, self.sum, self.scaling, self.concatenation]))
 
     def add(self, make) -> None:
         source = self.pick.choice([len(self.shapes) - 1, self.pick.randrange(len(self.shapes))])
@@ -62,7 +66,8 @@ class RandomNet(nn.Module):
             "dilation": (pick.randint(1, 2), pick.randint(1, 2)),
         }
         layer = nn.Conv2d(channels, groups * pick.randint(1, 5), groups=groups, bias=pick.random() < 0.7, **sizes)
-        return self.thinned(layer)
+        around = nn.ZeroPad2d([pick.randint(0, 2) for _ in range(4)])
+        return nn.Sequential(around, self.thinned(layer)) if pick.random() < 0.2 else self.thinned(layer)
 
     def linear(self, shape) -> nn.Module:
         return self.thinned(nn.Linear(shape[0], self.pick.choice([shape[0], self.pick.randint(1, 40)])))
@@ -89,7 +94,12 @@ class RandomNet(nn.Module):
         return self.pick.choice([nn.ReLU(), nn.LeakyReLU(0.1), nn.Hardtanh(-0.5, 0.5), nn.ReLU6(), smooth, norm])
 
     def sum(self, shape):
-        return torch.add, [self.pick.choice([k for k, other in enumerate(self.shapes) if other == shape])]
+        how = self.pick.choice([torch.add, torch.sub, lambda a, b: torch.add(a, b, alpha=0.5)])
+        return how, [self.pick.choice([k for k, other in enumerate(self.shapes) if other == shape])]
+
+    def scaling(self, shape):
+        factors = torch.randn(self.pick.choice([shape[0], 1]), *[1] * (len(shape) - 1))
+        return self.pick.choice([lambda x: 1 - x / 3, lambda x: factors - x, lambda x: x * factors]), []
 
     def concatenation(self, shape):
         fitting = [k for k, other in enumerate(self.shapes) if other[1:] == shape[1:] and len(other) == len(shape)]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdbench.sparse.graph import Add, Affine, Concat, Conv2d, Flatten, Graph, Input, Linear, Op, Opaque
+from vdbench.sparse.graph import Add, Affine, Concat, Conv2d, Flatten, Graph, Input, Linear, Op, Opaque, Reshape
 
 Layer = Linear | Conv2d
 Mask = np.ndarray  # bool (channels,) of a value
@@ -22,25 +22,40 @@ def compact(graph: Graph) -> Graph:
     is told in `removed`, what there was in `weights`. Compacting again finds nothing more.
     """
     weights = {op.name: op.weight.size for op in graph.ops if isinstance(op, Layer)}
-    return replace(drop_unread(fold_constants(fold_affine(graph))), weights=weights | graph.weights)
+    graph = fold_affine(fold_reshape(graph))
+    return replace(drop_unread(fold_constants(graph)), weights=weights | graph.weights)
+
+
+def fold_reshape(graph: Graph) -> Graph:
+    """Let the network read its input in the shape that its first operation gives it."""
+    ops = {op.name: op for op in graph.ops}
+    readers = _readers(ops, graph.input.name)
+    if len(readers) != 1 or not isinstance(readers[0], Reshape) or readers[0] is graph.output:
+        return graph
+    ops[graph.input.name] = replace(graph.input, shape=readers[0].shape, given=graph.input.example)
+    _bypass(ops, readers[0].name)
+    return fold_reshape(replace(graph, ops=tuple(ops.values())))
 
 
 def fold_affine(graph: Graph) -> Graph:
-    """Take every Affine into the layer before it, where nothing else reads that layer, or else into the layers that
-    read it: not those that pad, whose zeros outside the image it does not reach. Others stay.
+    """Take every Affine into the layer or Affine before it, where nothing else reads that, or else into the layers that
+    read it: not those that pad, whose zeros outside the image it does not reach. Others stay, but for those that change
+    nothing.
     """
     ops = {op.name: op for op in graph.ops}
     affines = {op.name: op for op in graph.ops if isinstance(op, Affine)}
     for name, affine in affines.items():
         maker = ops[ops[name].inputs[0]]
-        if isinstance(maker, Layer) and len(_readers(ops, maker.name)) == 1:
+        if isinstance(maker, Layer | Affine) and len(_readers(ops, maker.name)) == 1:
             ops[maker.name] = _scaled(maker, affine)
             _bypass(ops, name)
-    for name, affine in reversed(affines.items()):
-        readers = _readers(ops, name)
+        elif (affine.scale == 1).all() and not affine.shift.any() and _readers(ops, name):
+            _bypass(ops, name)
+    for affine in reversed([op for op in ops.values() if isinstance(op, Affine)]):
+        readers = _readers(ops, affine.name)
         if readers and all(isinstance(reader, Layer) and not _pads(reader) for reader in readers):
             ops |= {reader.name: _taking(reader, affine) for reader in readers if isinstance(reader, Layer)}
-            _bypass(ops, name)
+            _bypass(ops, affine.name)
     return Graph(tuple(ops.values()), graph.removed)
 
 
@@ -117,9 +132,12 @@ def _narrow(bias: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(bias[:, 0, 0] if bias.ndim == 3 and (bias == bias[:, :1, :1]).all() else bias)
 
 
-def _scaled(layer: Layer, affine: Affine) -> Layer:
-    """A layer and then an affine map as one layer."""
+def _scaled(layer: Layer | Affine, affine: Affine) -> Layer | Affine:
+    """A layer, or an affine map, and then an affine map as one."""
     scale = affine.scale.astype(np.float64)
+    if isinstance(layer, Affine):
+        both = layer.scale * scale, layer.shift * scale + affine.shift
+        return replace(layer, scale=both[0].astype(np.float32), shift=both[1].astype(np.float32))
     weight = (layer.weight.T * scale).T.astype(np.float32)
     return replace(layer, weight=np.ascontiguousarray(weight), bias=_plus((layer.bias.T * scale).T, affine.shift))
 

@@ -30,7 +30,7 @@ from vdbench.sparse.trial import Way, quickest
 
 log = logging.getLogger("vdbench")
 
-PLAN_VERSION = 8  # raised when plans of before no longer fit the code
+PLAN_VERSION = 9  # raised when plans of before no longer fit the code
 FLOAT32 = np.dtype(np.float32)
 LIKELY = 1.5  # times slower than the best plan: may yet be faster at another batch size
 UNEVEN_S = 2e-6  # what it costs besides that a block is not full, or that some go in blocks and others one by one
@@ -61,7 +61,7 @@ class CompiledNet:
         return functools.partial(CompiledNet, threads=self._pool.threads), (self.graph, self.plans)
 
     def __repr__(self) -> str:
-        shapes = " to ".join(batch_shape(op) for op in (self.graph.input, self.graph.output))
+        shapes = f"{batch_shape(self.graph.input.example)} to {batch_shape(self.graph.output.shape)}"
         weights = sum(op.weight_count for op in self.graph.ops)
         return f"CompiledNet({shapes}, {weights:,} weights left, threads={self._pool.threads})"
 
@@ -85,9 +85,8 @@ class CompiledNet:
         array = (batch.resolve_neg() if batch.is_neg() else batch).detach().numpy() if tensor else batch
         if shortest := self._shortest.get(array.shape):
             out = shortest(np.ascontiguousarray(array))
-        elif array.ndim == 0 or array.shape[1:] != self.graph.input.shape:
-            wanted = ", ".join(map(str, self.graph.input.shape))
-            raise ValueError(f"compiled for batches (N, {wanted}), not {array.shape}")
+        elif array.ndim == 0 or array.shape[1:] != self.graph.input.example:
+            raise ValueError(f"compiled for batches {batch_shape(self.graph.input.example)}, not {array.shape}")
         else:
             out = self._run(np.ascontiguousarray(array))
         return torch.from_numpy(out) if tensor else out
@@ -251,7 +250,7 @@ def _make_plans(network: Network) -> list[Plan]:
     fastest comes first, so it is never slower than PyTorch; those clearly slower are left out, and so are those whose
     outputs are not PyTorch's."""
     measured = measure(network)
-    random, shape = np.random.default_rng(0), network.graph.input.shape
+    random, shape = np.random.default_rng(0), network.graph.input.example
     batch, block = (random.standard_normal((n, *shape), np.float32) for n in (measured.examples, vector_lanes()))
     pool, made = Pool(1), {}
     expected = network.graph(torch.from_numpy(batch.copy()))

@@ -34,14 +34,23 @@ class Op:
         return 0
 
 
-def batch_shape(op: Op) -> str:
-    """Of a batch of an operation's values, for people to read."""
-    return f"(N, {', '.join(map(str, op.shape))})"
+def batch_shape(shape: Shape) -> str:
+    """Of a batch of such values, for people to read."""
+    return f"(N, {', '.join(map(str, shape))})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Input(Op):
-    """What the network is given."""
+    """What the network is given; `given` is its shape outside, if the network reads it in another."""
+
+    given: Shape | None = None
+
+    @property
+    def example(self) -> Shape:
+        return self.given or self.shape
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return inputs[0].reshape(-1, *self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +222,25 @@ class Opaque(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reshape(Opaque):
+    """An example's numbers, in their order, in another shape, where that is no Flatten."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return inputs[0].reshape(-1, *self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pad(Opaque):
+    """Zeros around maps, where no convolution takes them in."""
+
+    padding: Padding
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        top, bottom, left, right = self.padding
+        return functional.pad(inputs[0], (left, right, top, bottom))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Softmax(Opaque):
     """Over the channels; if `log`, its logarithm."""
 
@@ -253,7 +281,8 @@ class Graph:
         return [op.name for op in torch_ops if not kinds or op.layers & {*kinds}]
 
     @property
-    def input(self) -> Op:
+    def input(self) -> Input:
+        assert isinstance(self.ops[0], Input)
         return self.ops[0]
 
     @property
@@ -266,7 +295,7 @@ class Graph:
     def __call__(self, batch: Tensor) -> Tensor:
         """The network in PyTorch, zeros and all: the reference every kernel is checked against."""
         last = {name: op for op in self.ops for name in op.inputs}  # who reads a value last
-        values = {self.input.name: batch}
+        values = {self.input.name: self.input(batch)}
         for op in self.ops[1:]:
             values[op.name] = op(*(values[name] for name in op.inputs))
             for name in {name for name in op.inputs if last[name] is op}:

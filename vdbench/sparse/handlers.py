@@ -5,10 +5,8 @@ them, constants as they are. It returns the operation that makes the result, or 
 operation. A module is translated as the function it calls.
 """
 
-import itertools
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from vdbench.sparse.graph import (
-    Add,
     Affine,
     AvgPool2d,
     Clip,
@@ -28,43 +25,15 @@ from vdbench.sparse.graph import (
     Linear,
     MaxPool2d,
     Op,
+    Pad,
     Pair,
     Pointwise,
-    Shape,
+    Reshape,
     Softmax,
 )
-
-
-@dataclass
-class Slot:
-    """Where a call stands: the name and shape of what it makes, and the operations so far."""
-
-    name: str
-    shape: Shape
-    ops: list[Op]
-
-    def put(self, kind: type[Op], *inputs: Op, **fields: Any) -> Op:
-        op = kind(**{"name": self.name, "shape": self.shape, "inputs": tuple(i.name for i in inputs)} | fields)
-        self.ops.append(op)
-        return op
-
-    def array(self, tensor: Tensor) -> np.ndarray:
-        """A contiguous copy, its negative zeros made positive."""
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"layer {self.name} holds NaN or infinity: there is nothing exact to make of it")
-        return np.add(tensor.detach().numpy(), np.float32(0), order="C")
-
-
-def unused(name: str, ops: Sequence[Op]) -> str:
-    """This name, with a number behind it if one of these operations has it."""
-    taken = {op.name for op in ops}
-    return next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 1))) if n not in taken)
-
-
-def _pair(numbers: Any) -> Pair:
-    numbers = tuple(numbers) if isinstance(numbers, tuple | list) else (numbers,)
-    first, second = numbers * 2 if len(numbers) == 1 else numbers
-    return int(first), int(second)
+from vdbench.sparse.handlers_of_arithmetic import add, divide, multiply, negative, subtract
+from vdbench.sparse.handlers_of_pooling import adaptive, avg_pool2d, max_pool2d, mean
+from vdbench.sparse.slot import Slot, pair
 
 
 def linear(slot: Slot, x: Op, weight: Any, bias: Any = None) -> Op | None:
@@ -78,7 +47,7 @@ def _sides(padding: Any, kernel: Pair, dilation: Pair) -> tuple[int, ...]:
     if padding == "same":
         totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         return tuple(side for total in totals for side in (total // 2, total - total // 2))
-    rows, columns = (0, 0) if padding == "valid" else _pair(padding)
+    rows, columns = (0, 0) if padding == "valid" else pair(padding)
     return rows, rows, columns, columns
 
 
@@ -92,14 +61,18 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Op | None:
+    sides = _sides(padding, tuple(weight.shape[2:]), pair(dilation))
+    if isinstance(x, Pad):  # with zeros, as the convolution itself
+        sides = tuple(map(sum, zip(sides, x.padding, strict=True)))
+        x = next(op for op in slot.ops if op.name == x.inputs[0])
     return slot.put(
         Conv2d,
         x,
         weight=slot.array(weight),
         bias=slot.array(torch.zeros(len(weight)) if bias is None else bias),
-        stride=_pair(stride),
-        padding=_sides(padding, tuple(weight.shape[2:]), _pair(dilation)),
-        dilation=_pair(dilation),
+        stride=pair(stride),
+        padding=sides,
+        dilation=pair(dilation),
         groups=groups,
     )
 
@@ -169,79 +142,11 @@ def _softmax(*, log: bool) -> Callable[..., Op | None]:
     return handler
 
 
-def max_pool2d(
-    slot: Slot,
-    x: Op,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Op | None:
-    return slot.put(
-        MaxPool2d,
-        x,
-        kernel=_pair(kernel_size),
-        stride=_pair(stride or kernel_size),
-        padding=_pair(padding),
-        dilation=_pair(dilation),
-        ceil_mode=ceil_mode,
-    )
-
-
-def avg_pool2d(
-    slot: Slot,
-    x: Op,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Op | None:
-    return slot.put(
-        AvgPool2d,
-        x,
-        kernel=_pair(kernel_size),
-        stride=_pair(stride or kernel_size),
-        padding=_pair(padding),
-        ceil_mode=ceil_mode,
-        count_include_pad=count_include_pad,
-        divisor=divisor_override,
-    )
-
-
-def _window(size: int, windows: int) -> tuple[int, int] | None:
-    """Kernel and stride of the windows adaptive pooling takes, None where they differ."""
-    starts = [i * size // windows for i in range(windows)]
-    kernels = {-((i + 1) * size // -windows) - starts[i] for i in range(windows)}
-    strides = {b - a for a, b in itertools.pairwise(starts)} or set(kernels)
-    return (kernels.pop(), strides.pop()) if len(kernels) == len(strides) == 1 and strides != {0} else None
-
-
-def _adaptive(kind: type[Op]) -> Callable[..., Op | None]:
-    def pool(slot: Slot, x: Op, output_size: Any, return_indices: bool = False) -> Op | None:
-        windows = [_window(size, out) for size, out in zip(x.shape[1:], slot.shape[1:], strict=True)]
-        if slot.shape == x.shape:
-            return x
-        if windows[0] is None or windows[1] is None:
-            return None
-        kernel, stride = zip(*windows, strict=True)
-        return slot.put(kind, x, kernel=kernel, stride=stride)
-
-    return pool
-
-
-def mean(slot: Slot, x: Op, dim: Any, keepdim: bool = False) -> Op | None:
-    dims = dim if isinstance(dim, tuple | list) else (dim,)
-    if len(x.shape) != 3 or {d % 4 for d in dims} != {2, 3}:
+def zero_pad(slot: Slot, x: Op, pad: Any, mode: str = "constant", value: float | None = None) -> Op | None:
+    left, right, top, bottom = (*pad, 0, 0, 0, 0)[:4]
+    if len(x.shape) != 3 or len(pad) > 4 or mode != "constant" or value or min(pad) < 0:
         return None
-    size = x.shape[1:]
-    if keepdim:
-        return slot.put(AvgPool2d, x, kernel=size, stride=size)
-    name = unused(f"{slot.name}.pool", slot.ops)
-    return slot.put(Flatten, slot.put(AvgPool2d, x, kernel=size, stride=size, name=name, shape=(*slot.shape, 1, 1)))
+    return slot.put(Pad, x, padding=(top, bottom, left, right))
 
 
 def dropout(slot: Slot, x: Op, p: float = 0.5, training: bool = True, inplace: bool = False) -> Op | None:
@@ -252,15 +157,7 @@ def reorder(slot: Slot, x: Op, *_: Any, **__: Any) -> Op | None:
     """Whatever leaves the numbers of an example in their order."""
     if slot.shape == x.shape:
         return x
-    return slot.put(Flatten, x) if len(slot.shape) == 1 else None
-
-
-def add(slot: Slot, a: Any, b: Any, alpha: Any = 1) -> Op | None:
-    if isinstance(b, Op) and isinstance(a, int) and a == 0 and alpha == 1:
-        return b  # where `sum` starts
-    if not isinstance(a, Op) or not isinstance(b, Op) or a.shape != b.shape or alpha != 1:
-        return None
-    return slot.put(Add, a, b)
+    return slot.put(Flatten if len(x.shape) == 3 and len(slot.shape) == 1 else Reshape, x)
 
 
 def cat(slot: Slot, tensors: Any, dim: int = 0) -> Op | None:
@@ -289,13 +186,18 @@ HANDLERS: dict[Any, Callable[..., Op | None]] = {
     **dict.fromkeys((torch.log_softmax, functional.log_softmax, "log_softmax"), _softmax(log=True)),
     **dict.fromkeys((functional.max_pool2d, torch.max_pool2d), max_pool2d),
     functional.avg_pool2d: avg_pool2d,
-    functional.adaptive_avg_pool2d: _adaptive(AvgPool2d),
-    functional.adaptive_max_pool2d: _adaptive(MaxPool2d),
+    functional.adaptive_avg_pool2d: adaptive(AvgPool2d),
+    functional.adaptive_max_pool2d: adaptive(MaxPool2d),
     **dict.fromkeys((torch.mean, "mean"), mean),
     **dict.fromkeys((functional.dropout, functional.dropout2d, torch.dropout), dropout),
-    **dict.fromkeys((torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze), reorder),
-    **dict.fromkeys(("flatten", "reshape", "view", "squeeze", "unsqueeze"), reorder),
+    **dict.fromkeys((torch.flatten, torch.unflatten, torch.reshape, torch.squeeze, torch.unsqueeze), reorder),
+    **dict.fromkeys(("flatten", "unflatten", "reshape", "view", "squeeze", "unsqueeze"), reorder),
+    functional.pad: zero_pad,
     **dict.fromkeys(("contiguous", "to", "float", "cpu", "detach"), reorder),
     **dict.fromkeys((torch.add, operator.add, operator.iadd, "add", "add_"), add),
+    **dict.fromkeys((torch.sub, torch.subtract, operator.sub, operator.isub, "sub", "sub_"), subtract),
+    **dict.fromkeys((torch.mul, torch.multiply, operator.mul, operator.imul, "mul", "mul_"), multiply),
+    **dict.fromkeys((torch.div, torch.divide, operator.truediv, operator.itruediv, "div", "div_"), divide),
+    **dict.fromkeys((torch.neg, operator.neg, "neg", "neg_"), negative),
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), cat),
 }

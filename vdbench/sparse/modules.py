@@ -60,6 +60,8 @@ _CALLS: dict[type[nn.Module], Callable[[Any], Call | None]] = {
     nn.AdaptiveAvgPool2d: lambda m: (functional.adaptive_avg_pool2d, m.output_size),
     nn.AdaptiveMaxPool2d: lambda m: (functional.adaptive_max_pool2d, m.output_size),
     nn.Flatten: lambda m: (torch.flatten, m.start_dim, m.end_dim),
+    nn.Unflatten: lambda m: (torch.unflatten, m.dim, m.unflattened_size),
+    nn.ZeroPad2d: lambda m: (functional.pad, m.padding),
     nn.Identity: lambda m: ("contiguous",),
     **dict.fromkeys(_DROPOUTS, lambda m: (functional.dropout, m.p, False)),
 }

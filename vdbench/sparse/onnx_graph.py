@@ -1,5 +1,6 @@
 """A network's operations as an ONNX model, which ONNX Runtime, OpenVINO and MNN read."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from vdbench.sparse.graph import (
     Linear,
     MaxPool2d,
     Op,
+    Pad,
     Pointwise,
     Pool2d,
+    Reshape,
     Softmax,
 )
 
@@ -42,7 +45,7 @@ def onnx_model(graph: Graph) -> bytes:
     content = helper.make_graph(
         parts.nodes,
         "net",
-        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["n", *graph.input.shape])],
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["n", *graph.input.example])],
         [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["n", *graph.output.shape])],
         parts.constants,
     )
@@ -68,6 +71,9 @@ class _Parts:
         self.constants: list[Any] = []
         self.names = {graph.input.name: INPUT} | {op.name: f"value/{op.name}" for op in graph.ops[1:]}
         self.names[graph.output.name] = OUTPUT
+        if graph.input.given:
+            self.names[graph.input.name] = "value/input"
+            self.node("Reshape", graph.input, INPUT, self.sizes(graph.input, [0, *graph.input.shape]))
         for op in graph.ops[1:]:
             self.add(op)
 
@@ -77,12 +83,15 @@ class _Parts:
         inputs = [self.names[name] for name in op.inputs] + list(constants)
         self.nodes.append(helper.make_node(operator, inputs, [output or self.names[op.name]], op.name, **attributes))
 
-    def constant(self, op: Op, kind: str, array: np.ndarray) -> str:
+    def constant(self, op: Op, kind: str, array: np.ndarray, dtype: type = np.float32) -> str:
         from onnx import numpy_helper
 
         name = f"{op.name}/{kind}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array, dtype=np.float32), name))
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array, dtype=dtype), name))
         return name
+
+    def sizes(self, op: Op, numbers: Sequence[int]) -> str:
+        return self.constant(op, "sizes", np.array(numbers), np.int64)
 
     def add(self, op: Op) -> None:
         match op:
@@ -115,6 +124,11 @@ class _Parts:
                 self.node("AveragePool", op, count_include_pad=int(op.count_include_pad), **_pooling(op))
             case Flatten():
                 self.node("Flatten", op)
+            case Reshape():
+                self.node("Reshape", op, self.sizes(op, [0, *op.shape]))
+            case Pad():
+                top, bottom, left, right = op.padding
+                self.node("Pad", op, self.sizes(op, [0, 0, top, left, 0, 0, bottom, right]))
             case Add():
                 self.node("Add", op)
             case Concat():

@@ -164,10 +164,8 @@ class OneExample:
     """A stretch on one small example, with as little around the native call as there can be: a small net takes two
     microseconds, of which finding out where two arrays lie is a quarter. So it goes through buffers."""
 
-    def __init__(self, run: NativeRun, shape: Shape) -> None:
-        (given,), (made,) = run.segment.inputs, run.segment.outputs
-        self._given, self._made = (np.zeros(run.segment.shapes[name], np.float32) for name in (given, made))
-        self._result = self._made.reshape(shape)
+    def __init__(self, run: NativeRun, given: Shape, shape: Shape) -> None:
+        self._given, self._made = np.zeros(given, np.float32), np.zeros(shape, np.float32)
         self._bound = Bound(Program(run.segment, run.choices, vectors=0))
         self._bound.point_to((address(self._given), address(self._made)), 1)
         self._call, self._meanwhile = self._bound.again, run.alone(1, shape)
@@ -184,7 +182,7 @@ class OneExample:
         try:
             self._given[...] = batch[0]
             self._call()
-            return self._result[None].copy()
+            return self._made[None].copy()
         finally:
             self._lock.release()
 
@@ -204,8 +202,9 @@ class Runner:
                 self.stretches.append(TorchRun(ops, network.views, *names, channels_last=plan.channels_last))
         only = self.stretches[0] if len(self.stretches) == 1 else None
         self._alone = only if isinstance(only, NativeRun) else None
-        small = math.prod(network.graph.input.shape) + math.prod(self.shape) < SMALL
-        self._one = OneExample(self._alone, self.shape) if self._alone and network.single and small else None
+        given = network.graph.input.example
+        small = math.prod(given) + math.prod(self.shape) < SMALL
+        self._one = OneExample(self._alone, given, self.shape) if self._alone and network.single and small else None
 
     def shortest(self, count: int, pool: Pool) -> Callable[[np.ndarray], np.ndarray] | None:
         """A way with little around it, where the plan has one and other threads are not worth waking."""
@@ -223,7 +222,8 @@ class Runner:
         their own."""
         if short := self.shortest(len(batch), pool):
             return short(batch)
-        values: dict[str, np.ndarray] = {self.network.input: batch}
+        given = self.network.graph.input
+        values: dict[str, np.ndarray] = {given.name: batch.reshape(len(batch), *given.shape)}
         for stretch in self.stretches:
             given = [values[name] for name in stretch.inputs]
             made = stretch(given) if isinstance(stretch, TorchRun) else stretch(given, pool, together)

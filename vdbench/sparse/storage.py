@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def load(path: Path, measured_with: str) -> tuple[Graph, dict[str, list[Plan]] |
         for content in meta["ops"]:
             kind = _KINDS[content.pop("kind")]
             given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
-            for name in {field.name for field in fields(kind)} - given.keys():
+            for name in {field.name for field in fields(kind) if field.default is MISSING} - given.keys():
                 given[name] = np.ascontiguousarray(arrays[f"{given['name']}/{name}"])
             ops.append(kind(**given))
         graph = Graph(tuple(ops), dict(meta["removed"]), dict(meta.get("weights", {})))  # older files have none
@@ -127,14 +127,14 @@ def _check(graph: Graph) -> None:
     """Let PyTorch run the graph once. Kernels are made from what it says of shapes: were that wrong, they would read
     and write outside their arrays. Raises ValueError, or what PyTorch raises."""
     names = [op.name for op in graph.ops]
-    if not isinstance(graph.input, graphs.Input) or len(set(names)) < len(names):
+    if not isinstance(graph.ops[0], graphs.Input) or len(set(names)) < len(names):
         raise ValueError("operations do not start with the only input, or share a name")
     values: dict[str, torch.Tensor] = {}
     for op in graph.ops:
         if not 0 < math.prod(op.shape) <= LARGEST_VALUE:
             raise ValueError(f"{op.name} is of shape {op.shape}")
         if op is graph.input:
-            values[op.name] = torch.zeros(1, *op.shape)
+            values[op.name] = graph.input(torch.zeros(1, *graph.input.example))
         else:
             values[op.name] = op(*(values[name] for name in op.inputs))
         if values[op.name].shape != (1, *op.shape) or values[op.name].dtype != torch.float32:

@@ -28,7 +28,7 @@ LABELS = {  # of ways, by a word that is in them
 def describe(graph: Graph, plans: dict[str, list[Plan]]) -> str:
     """Per layer: shape, weights left, what was removed, how it runs, how long every way takes and how near that is to
     the processor's limit, the rate of multiply-adds from registers."""
-    shapes = f"{batch_shape(graph.input)} to {batch_shape(graph.output)}"
+    shapes = f"{batch_shape(graph.input.example)} to {batch_shape(graph.output.shape)}"
     limits = f"{rate('fma'):.0f} GFLOP/s from registers, {rate('load_l1'):.0f} from the first-level cache"
     parts = [f"{shapes}; limit of a thread: {limits}"]
     for key, title in (("single", "one example"), ("batch", "batches")):

@@ -14,9 +14,9 @@ from vdbench.conversion import to_plain
 from vdbench.mistakes import first_line
 from vdbench.sparse.checks import Untraceable, check, check_output, verify
 from vdbench.sparse.graph import Graph, Input, Op, Shape, TorchOp
-from vdbench.sparse.handlers import Slot, unused
 from vdbench.sparse.jit import COMPILING
 from vdbench.sparse.modules import is_known
+from vdbench.sparse.slot import Slot, unused
 from vdbench.sparse.translate import translate
 
 Modules = dict[str, nn.Module]

@@ -7,8 +7,10 @@ from typing import Any
 from torch import fx, nn
 
 from vdbench.sparse.graph import Op
-from vdbench.sparse.handlers import HANDLERS, Slot, add, cat, reorder
+from vdbench.sparse.handlers import HANDLERS, cat, reorder
+from vdbench.sparse.handlers_of_arithmetic import add, multiply, subtract
 from vdbench.sparse.modules import call_of
+from vdbench.sparse.slot import Slot
 
 
 def _leaves(arguments: Any) -> Iterator[Any]:
@@ -37,11 +39,12 @@ def translate(slot: Slot, target: Any, args: tuple[Any, ...], kwargs: dict[str, 
     handler = HANDLERS.get(target)
     given = list(_leaves([args, list(kwargs.values())]))
     values = [a for a in given if isinstance(a, Op)]
-    if handler is None or not values or {len(shape) for shape in (slot.shape, *(v.shape for v in values))} - {1, 3}:
+    if handler is None or not values:
         return None
-    if handler not in (add, cat) and (len(values) > 1 or not args or args[0] is not values[0]):
+    if handler not in (add, subtract, multiply, cat) and (len(values) > 1 or not args or args[0] is not values[0]):
         return None
-    if handler is not reorder and any(isinstance(a, fx.Node) for a in given):
+    shapes = slot.shape, *(v.shape for v in values)
+    if handler is not reorder and ({len(s) for s in shapes} - {1, 3} or any(isinstance(a, fx.Node) for a in given)):
         return None
     try:
         inspect.signature(handler).bind(slot, *args, **kwargs)
