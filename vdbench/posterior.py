@@ -5,7 +5,6 @@ torch operations for the rest. The equations are those of the paper, see `variat
 """
 
 import logging
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, cast
@@ -115,17 +114,22 @@ def squared(input: Tensor) -> Tensor:
         return input.square()
 
 
-def computed_again(tensor: Tensor, compute: Callable[[], Tensor]) -> AbstractContextManager[Any]:
-    """Within the block, operations do not keep `tensor` for their gradients: what `compute` then returns stands for it,
-    which is to be the same, and cheaper than the memory."""
-    if torch.compiler.is_compiling():
+def square_computed_again(square: Tensor, input: Tensor) -> AbstractContextManager[Any]:
+    """Within the block, operations do not keep `square` for their gradients: it is computed again from the input, which
+    is cheaper than the memory. Not where autocast converts the input: then the layer's product keeps a copy, and so
+    nobody would notice that the input was changed in place meanwhile."""
+    device = input.device.type
+    if torch.compiler.is_compiling() or (_autocasts(device) and input.dtype != torch.get_autocast_dtype(device)):
         return nullcontext()
-    place, shape = tensor.data_ptr(), tensor.shape
+    place, shape, dtype = square.data_ptr(), square.shape, square.dtype
 
     def pack(kept: Tensor) -> Tensor | None:
         return None if kept.data_ptr() == place and kept.shape == shape else kept
 
-    return torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: compute() if kept is None else kept)
+    def unpack(kept: Tensor | None) -> Tensor:
+        return squared(input.detach()).to(dtype) if kept is None else kept
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 def flat(tensor: Tensor) -> Any:
