@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from vdbench.autograd import first_derivative, overwritable
 from vdbench.mistakes import first_line
 
 log = logging.getLogger("vdbench")
@@ -170,7 +170,7 @@ class Posterior(torch.autograd.Function):
         return mean, variance, kl
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         saved = ctx.saved_tensors  # which may be unpacked once, where activations are checkpointed
         if len(saved) == 2:
@@ -200,15 +200,6 @@ def _fused_posterior(weight: Tensor, log_sigma2: Tensor, alpha_limit: float) -> 
     return weight.new_tensor(kernels.posterior(*arrays, alpha_limit=alpha_limit)), *made
 
 
-def overwritable(ctx: Any, output: Tensor) -> Tensor:
-    """A layer's output to be written to in place, for no gradient needs it as it was: memory for one less of them. A
-    copy where autograd forbids that."""
-    if output.is_leaf or output._is_view():
-        return output.clone()
-    ctx.mark_dirty(output)
-    return output
-
-
 class AddNoise(torch.autograd.Function):
     """mean + sqrt(max(variance, 0) + 1e-8) * noise. The floor keeps the gradient finite where the variance is 0.
 
@@ -234,7 +225,7 @@ class AddNoise(torch.autograd.Function):
         return (mean + std * noise).to(mean.dtype)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         (by_variance,) = ctx.saved_tensors
         return grad, (grad * by_variance).to(ctx.dtype)
@@ -284,7 +275,7 @@ class _FusedSample(torch.autograd.Function):
         return out, weight.new_tensor(kernels.divergence(flat(weight), flat(log_sigma2)))
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx: Any, grad: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
         from vdbench import kernels
 
