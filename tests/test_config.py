@@ -148,6 +148,9 @@ def test_merged_keys_may_be_overridden():
         ("experiments/fc/methods/vd_finetune", None, "magnitude needs vd_finetune"),
         ("experiments/fc/methods/dense/sequence_length", 9, "dense: sequence_length is of texts, and digits is none"),
         ("experiments/fc/methods/dense/dropout", 0.5, "dense: dropout: lenet300100 has no dropout layers"),
+        ("experiments/fc/methods/dense/learning_rate", True, "learning_rate: neither true nor false"),
+        ("experiments/fc/validation_size", True, "validation_size: neither true nor false"),
+        ("experiments/fc/seeds", [False, 1], "seeds: neither true nor false"),
         ("experiments", {}, "my.yaml: experiments: "),
     ],
 )

@@ -254,6 +254,16 @@ def test_weights_that_are_computed_are_refused_or_left_alone(normed):
         to_variational_dropout(nn.Sequential(normed(nn.Linear(4, 3))))
 
 
+def test_layers_whose_weights_are_computed_by_now_do_not_become_plain():
+    model = to_variational_dropout(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)))
+    nn.utils.parametrizations.spectral_norm(model[1])
+    with pytest.raises(ValueError, match="1: weight is computed from other parameters"):
+        to_plain(model)
+    assert len(list(variational_layers(model))) == 2
+    nn.utils.parametrize.remove_parametrizations(model[1], "weight")
+    assert to_plain(model)(torch.ones(2, 4)).shape == (2, 3)
+
+
 def test_complex_weights_are_refused():
     with pytest.raises(ValueError, match="0: its weights are complex numbers"):
         to_variational_dropout(nn.Sequential(nn.Linear(3, 3, dtype=torch.complex64)))

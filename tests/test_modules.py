@@ -10,6 +10,7 @@ from small_net import IMAGES, network, plain_network
 from torch import nn
 from torch.nn import functional
 
+from vdbench import posterior
 from vdbench.conversion import to_variational_dropout
 from vdbench.models import LeNet5
 from vdbench.variational import (
@@ -115,6 +116,22 @@ def test_autocast_noise_has_its_standard_deviation():
         draws = layer(x).detach().float()
     expected = math.exp(-0.5) * x[0].norm()
     torch.testing.assert_close(draws.std(0), expected.expand(4), rtol=0.03, atol=0)
+
+
+def test_under_autocast_an_input_may_be_changed_in_place(monkeypatch):
+    """As with a plain layer, which has kept a bfloat16 copy."""
+    monkeypatch.setattr(posterior, "_HAS_BFLOAT16", True)
+    layer, gradients = VariationalDropoutLinear(16, 4, initial_log_sigma2=-1.0), []
+    for factor in (1, 100):
+        torch.manual_seed(0)
+        layer.zero_grad()
+        x = torch.linspace(0.1, 1, 16).repeat(3, 1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = layer(x)
+        x.mul_(factor)
+        output.float().square().sum().backward()
+        gradients.append(layer.log_sigma2.grad)
+    assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -289,6 +289,20 @@ def test_gradcheck_of_mean_variance_and_kl():
 
 
 @pytest.mark.parametrize("name", LAYERS)
+def test_second_derivatives_are_those_of_eval_mode_alone(name, dtype):
+    """In training mode they would lack a part: refused, not wrong."""
+    layer, _, x = with_twin(name, dtype)
+    x.requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(layer(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(layer.kl_divergence(), layer.weight, create_graph=True)
+    (slope,) = torch.autograd.grad(layer.eval()(x).sum(), x, create_graph=True)
+    slope.square().sum().backward()
+    assert layer.weight.grad.any()
+
+
+@pytest.mark.parametrize("name", LAYERS)
 def test_gradients_are_finite_where_the_variance_is_zero(name, dtype):
     """sqrt has an infinite slope at 0: without a floor an all-zero input gives NaN."""
     for log_sigma2 in (-10.0, -200.0):

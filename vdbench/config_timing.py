@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Backend = Literal[
     "torch_dense",
@@ -39,6 +39,15 @@ Density = Annotated[float, Field(gt=0, le=1)]
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        given = value if isinstance(value, list) else [value]
+        if kind is not bool and any(isinstance(each, bool) for each in given):
+            raise ValueError("neither true nor false can be meant here; yes, no, on and off are read as these")
+        return value
 
 
 class Timing(Strict):

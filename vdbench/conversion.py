@@ -115,7 +115,17 @@ def _tied(model: nn.Module, layers: list[nn.Module]) -> tuple[str, str] | None:
 
 def to_plain(model: nn.Module) -> nn.Module:
     """Make every variational layer of a model the plain layer it was made from, in place, and return the model: the
-    weights are those of eval mode, removed ones zero. Without variational layers a model is left as it is."""
+    weights are those of eval mode, removed ones zero. Without variational layers a model is left as it is.
+
+    Raises:
+        ValueError: a weight is computed from other parameters; the model is then as it was.
+    """
+    for name, layer in variational_layers(model):
+        if computed := [matrix.name for matrix in layer.matrices() if matrix.name not in layer._parameters]:
+            raise ValueError(
+                f"{name or type(layer).__name__}: {', '.join(computed)} is computed from other parameters, as by "
+                "spectral_norm: take that off first (torch.nn.utils.parametrize.remove_parametrizations)"
+            )
     for _, layer in list(variational_layers(model)):
         with torch.no_grad():
             for matrix in layer.matrices():

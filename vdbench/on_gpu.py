@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vdbench import gpu_kernels
-from vdbench.posterior import ordered_as, overwritable
+from vdbench.autograd import first_derivative, overwritable
+from vdbench.posterior import ordered_as
 
 
 class Posterior(torch.autograd.Function):
@@ -20,7 +20,7 @@ class Posterior(torch.autograd.Function):
         return gpu_kernels.posterior(weight, log_sigma2, alpha_limit)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         weight, log_sigma2 = ctx.saved_tensors
         grads = ordered_as(weight, grad_mean), ordered_as(weight, grad_variance), grad_kl
@@ -39,7 +39,7 @@ class AddNoise(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         variance, seed = ctx.saved_tensors
         return grad, gpu_kernels.noise_gradient(ordered_as(variance, grad), variance, seed)

@@ -5,16 +5,15 @@ torch operations for the rest. The equations are those of the paper, see `variat
 """
 
 import logging
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from vdbench.autograd import first_derivative, overwritable
 from vdbench.mistakes import first_line
 
 log = logging.getLogger("vdbench")
@@ -115,17 +114,22 @@ def squared(input: Tensor) -> Tensor:
         return input.square()
 
 
-def computed_again(tensor: Tensor, compute: Callable[[], Tensor]) -> AbstractContextManager[Any]:
-    """Within the block, operations do not keep `tensor` for their gradients: what `compute` then returns stands for it,
-    which is to be the same, and cheaper than the memory."""
-    if torch.compiler.is_compiling():
+def square_computed_again(square: Tensor, input: Tensor) -> AbstractContextManager[Any]:
+    """Within the block, operations do not keep `square` for their gradients: it is computed again from the input, which
+    is cheaper than the memory. Not where autocast converts the input: then the layer's product keeps a copy, and so
+    nobody would notice that the input was changed in place meanwhile."""
+    device = input.device.type
+    if torch.compiler.is_compiling() or (_autocasts(device) and input.dtype != torch.get_autocast_dtype(device)):
         return nullcontext()
-    place, shape = tensor.data_ptr(), tensor.shape
+    place, shape, dtype = square.data_ptr(), square.shape, square.dtype
 
     def pack(kept: Tensor) -> Tensor | None:
         return None if kept.data_ptr() == place and kept.shape == shape else kept
 
-    return torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: compute() if kept is None else kept)
+    def unpack(kept: Tensor | None) -> Tensor:
+        return squared(input.detach()).to(dtype) if kept is None else kept
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 def flat(tensor: Tensor) -> Any:
@@ -166,7 +170,7 @@ class Posterior(torch.autograd.Function):
         return mean, variance, kl
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         saved = ctx.saved_tensors  # which may be unpacked once, where activations are checkpointed
         if len(saved) == 2:
@@ -196,15 +200,6 @@ def _fused_posterior(weight: Tensor, log_sigma2: Tensor, alpha_limit: float) -> 
     return weight.new_tensor(kernels.posterior(*arrays, alpha_limit=alpha_limit)), *made
 
 
-def overwritable(ctx: Any, output: Tensor) -> Tensor:
-    """A layer's output to be written to in place, for no gradient needs it as it was: memory for one less of them. A
-    copy where autograd forbids that."""
-    if output.is_leaf or output._is_view():
-        return output.clone()
-    ctx.mark_dirty(output)
-    return output
-
-
 class AddNoise(torch.autograd.Function):
     """mean + sqrt(max(variance, 0) + 1e-8) * noise. The floor keeps the gradient finite where the variance is 0.
 
@@ -230,7 +225,7 @@ class AddNoise(torch.autograd.Function):
         return (mean + std * noise).to(mean.dtype)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         (by_variance,) = ctx.saved_tensors
         return grad, (grad * by_variance).to(ctx.dtype)
@@ -280,7 +275,7 @@ class _FusedSample(torch.autograd.Function):
         return out, weight.new_tensor(kernels.divergence(flat(weight), flat(log_sigma2)))
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx: Any, grad: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
         from vdbench import kernels
 

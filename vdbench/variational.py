@@ -18,12 +18,12 @@ from vdbench.posterior import (
     EPS,
     LOG_ALPHA_CLIP,
     add_noise,
-    computed_again,
     is_half,
     log_alpha,
     narrow,
     posterior,
     sample,
+    square_computed_again,
     squared,
     wide,
 )
@@ -183,8 +183,7 @@ class SingleWeight(VariationalDropout):
                 output_variance = product(wide(input).square(), variance, None)
         else:
             square, variance = narrow(squared(input), variance.to(self.weight.dtype))
-            square_type = square.dtype
-            with computed_again(square, lambda: squared(input.detach()).to(square_type)):
+            with square_computed_again(square, input):
                 output_variance = product(square, variance, None)
         return add_noise(product(input, mean, self.bias), output_variance)
 
