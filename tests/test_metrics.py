@@ -111,6 +111,14 @@ def test_plain_net_is_as_sparse_as_its_zeros():
     assert metrics.size(layer).biases == 5
 
 
+def test_weights_that_layers_share_count_once():
+    model = nn.ModuleDict({"words": nn.Embedding(20, 8), "hidden": nn.Linear(8, 8), "output": nn.Linear(8, 20)})
+    model["output"].weight = model["words"].weight
+    size = metrics.size(model)
+    assert (size.weights, size.biases) == (20 * 8 + 8 * 8, 8 + 20)
+    assert [layer.name for layer in metrics.layers(model)] == ["words", "hidden"]
+
+
 def test_net_without_weights_left_has_a_finite_compression():
     layer = nn.Linear(4, 5)
     nn.init.zeros_(layer.weight)

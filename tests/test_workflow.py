@@ -317,6 +317,13 @@ def test_a_suite_is_one_file_and_what_it_says(fresh):
     assert "one suite at a time" in both.stdout
 
 
+def test_another_working_directory_is_refused_with_the_right_one(fresh):
+    (fresh.folder / "elsewhere").mkdir()
+    done = fresh.snakemake("--dry-run", "--directory", "elsewhere")
+    assert done.returncode == 1
+    assert f"in the project's folder, where results go too: cd {fresh.folder}" in done.stdout
+
+
 def test_on_slurm_runs_of_minutes_share_a_submission_and_no_cpu_job_asks_for_a_gpu(fresh):
     pytest.importorskip("snakemake_executor_plugin_slurm")
     fresh.write(FULL)

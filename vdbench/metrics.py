@@ -37,9 +37,12 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def layers(model: nn.Module) -> list[Layer]:
-    """Total and nonzero weights of every layer."""
-    found = []
+    """Total and nonzero weights of every layer; what several share is the first one's."""
+    found: list[Layer] = []
+    owned: dict[tuple[int, torch.Size], tuple[str, Tensor]] = {}
     for name, weight in weights(model).items():
+        owned.setdefault((weight.data_ptr(), weight.shape), (name, weight))
+    for name, weight in owned.values():
         nonzero, total = int(torch.count_nonzero(weight)), weight.numel()
         found.append(
             Layer(name=name, shape=list(weight.shape), total=total, nonzero=nonzero, sparsity=1 - nonzero / total)

@@ -24,7 +24,8 @@ LAYERS = (nn.Linear, nn.Conv2d)
 
 class SparseModule(nn.Module):
     """A model for inference on a CPU that computes with its nonzero weights alone; see `to_cpu_sparse`. What the model
-    has besides, its weights for one, is read from here too.
+    has besides, its weights for one, is read from here too; weights are changed by this module's `load_state_dict`, not
+    inside `model`, which what is compiled knows nothing of.
 
     Attributes:
         nets: what was compiled, by the shape of an example.

@@ -24,6 +24,8 @@ def read_suite(files, settings):
         raise WorkflowError(str(error))
 
 
+if not Path("configs/reference").is_dir():
+    raise WorkflowError(f"run Snakemake in the project's folder, where results go too: cd {workflow.basedir}")
 # Jobs find the `vdbench` beside the Python that runs Snakemake, in an activated environment or not.
 os.environ.update(PATH=os.pathsep.join((os.path.dirname(sys.executable), *os.get_exec_path())))
 # Snakemake insists on --cores before it runs anything on this machine: one core, then, for what needs no more.
