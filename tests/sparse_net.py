@@ -1,9 +1,26 @@
-"""A small net for tests of the sparse engine."""
+"""Small nets for tests of the sparse engine."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 EXAMPLE = torch.zeros(1, 2, 10, 10)
+
+
+class Calls(nn.Module):
+    """A function as a model, with parameters for it to call with."""
+
+    def __init__(self, function: Callable[..., Any], **parameters: Tensor) -> None:
+        super().__init__()
+        self.function = function
+        self.names = list(parameters)
+        for name, parameter in parameters.items():
+            self.register_parameter(name, nn.Parameter(parameter))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x, *(getattr(self, name) for name in self.names))
 
 
 def network(density: float = 0.3) -> nn.Sequential:

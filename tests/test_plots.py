@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import factory
@@ -14,7 +13,6 @@ from PIL import Image
 from vdbench import netfile, outputs, plots, published, records, stats
 from vdbench.config import parse_suite
 from vdbench.plots import style
-from vdbench.plots.layers import crossover
 
 HERE = "this machine"
 
@@ -265,67 +263,6 @@ def test_time_per_image_has_a_panel_a_setting_and_engines_by_time(suite, results
     assert len(labels) == len(outputs.BACKENDS) and all(re.fullmatch(r"[\d.]+ µs, [\d.]+×", label) for label in labels)
 
 
-@pytest.fixture(scope="module")
-def layers():
-    untrained = factory.untrained_suite()
-    made = factory.all_records(untrained)
-    return [plots.timed(untrained, name, {HERE: made}) for name in ("conv", "line")]
-
-
-def test_speedup_by_sparsity_has_a_panel_a_layer_and_marks_where_it_breaks_even(layers):
-    figure = plots.TIMING_FIGURES["speedup_by_sparsity"](*layers)
-    assert [axis.get_title() for axis in figure.axes] == [layer.title for layer in layers]
-    for axis, batches in zip(figure.axes, (3, 4), strict=True):
-        lines = axis.get_lines()
-        curves = [line for line in lines if line.get_marker() == "o"]
-        assert len(curves) == batches == sum(line.get_marker() == "|" for line in lines)
-        np.testing.assert_allclose(curves[0].get_xdata(), [1, 0.3, 0.1, 0.02])
-        assert [label.get_text() for label in axis.get_xticklabels()] == ["0", "70", "90", "98"]
-
-
-def test_crossover_lies_between_the_points_about_it():
-    assert crossover([1, 0.1, 0.01], [0.1, 10, 100]) == pytest.approx(10**-0.5)
-    assert crossover([1, 0.1], [2.0, 20.0]) is None  # always pays
-    assert crossover([1, 0.1], [0.2, 0.5]) is None  # never
-    assert crossover([1, 0.1], [np.nan, 0.5]) is None
-
-
-def test_roofline_draws_ceilings_and_every_point_of_vdbench(layers):
-    axis = plots.TIMING_FIGURES["roofline"](*layers).axes[0]
-    texts = [text.get_text() for text in axis.texts]
-    assert "registers: 230" in texts and "all from L3: 108 GB/s" in texts
-    points = [line for line in axis.get_lines() if line.get_marker() in tuple("osD^v")]
-    assert len(points) == 4 * 3 + 4 * 4
-    record = layers[1].records[0]
-    setting = ("vdbench", 1, 64)
-    (item,) = (
-        i for i in stats.speedups(record) if (i.timing.backend, i.timing.threads, i.timing.batch_size) == setting
-    )
-    expected = (2 * 235_200 * 64 / (8 * 235_200 + 4 * 1084 * 64), item.gflops)
-    assert any((p.get_xdata()[0], p.get_ydata()[0]) == pytest.approx(expected) for p in points)
-
-
-def test_ceilings_that_are_close_share_a_label(layers):
-    near = {"fma": 256.0, "load_l1": 247.0, "load_l2": 120.0}
-    changed = [replace(x, records=[r.model_copy(update={"limits": near}) for r in x.records]) for x in layers]
-    axis = plots.TIMING_FIGURES["roofline"](*changed).axes[0]
-    assert [text.get_text() for text in axis.texts] == ["L2: 120", "registers: 256\nL1: 247"]
-
-
-def test_without_the_limits_of_the_machine_there_is_no_roofline(layers):
-    blind = [replace(x, records=[r.model_copy(update={"limits": {}}) for r in x.records]) for x in layers]
-    with pytest.raises(style.NoData, match="limits"):
-        plots.TIMING_FIGURES["roofline"](*blind)
-
-
-def test_figures_of_an_untrained_suite_are_all_written(tmp_path, caplog):
-    untrained = factory.untrained_suite(backends=["vdbench", "torch_dense", "scipy_csr"])
-    written = plots.write_plots(untrained, {HERE: factory.all_records(untrained)}, {HERE: tmp_path}, tmp_path)
-    assert [path.name for path in written] == outputs.figure_names(untrained)
-    assert set(outputs.figures(untrained)) == {"time_per_image_net", "speedup_by_sparsity", "roofline"}
-    assert caplog.records == []
-
-
 def test_the_last_source_with_pruned_nets_is_drawn(suite, results):
     _, made = results
     only_train = [record for record in made if record.stage == "train"]
@@ -337,108 +274,6 @@ def test_the_last_source_with_pruned_nets_is_drawn(suite, results):
 def test_output_names_need_neither_pandas_nor_matplotlib():
     code = "import sys, vdbench.outputs; print({'pandas', 'matplotlib', 'torch'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
-
-
-# --- the VGG-like net
-
-
-def vgg_suite(**keys):
-    methods = {name: factory.METHODS[name] for name in ("dense", "vd_finetune", "magnitude")}
-    base = {"dataset": "cifar10_jpeg", "methods": methods, "timed": [], "seeds": [0, 1]} | keys
-    models = {"quarter": "vgglike_k025", "half": "vgglike_k050"}
-    return factory.suite(**{name: factory.experiment(model, **base) for name, model in models.items()})
-
-
-@pytest.fixture(scope="module")
-def vgg(tmp_path_factory):
-    """A suite, its records, and the files that one of its nets leaves."""
-    folder, suite = tmp_path_factory.mktemp("vgg"), vgg_suite()
-    made = factory.all_records(suite)
-    factory.write_results(folder, suite, [r for r in made if r.run == ("quarter", "vd_finetune", 0)])
-    return suite, (folder, made)
-
-
-def test_widths_are_drawn_over_what_is_published_and_the_lossy_data_set_is_named(vgg):
-    suite, results = vgg
-    views = [view(suite, results, name) for name in suite.experiments]
-    (part,) = plots.FIGURES["error_and_compression_by_width"](*views).subfigs
-    error, compression = part.axes
-    assert part.get_suptitle().startswith("CIFAR-10 as JPEG")
-    named = [text.get_text() for text in part.legends[0].get_texts()]
-    assert {"Original, published for CIFAR-10", "Sparse VD, published for CIFAR-10"} <= set(named)
-    drawn = {tuple(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in compression.get_lines()}
-    assert ((0.25, 5.7), (0.5, 13.8), (1.0, 48.0), (1.5, 65.0)) in drawn
-    nets = [r for r in results[1] if r.run[:2] == ("half", "vd_finetune") and r.stage == "prune"]
-    mean = np.mean([net.size.compression_ratio for net in nets])
-    assert any(line[-1] == (0.5, pytest.approx(mean)) for line in drawn)
-    assert len(error.containers) == 3 and len(compression.containers) == 2  # the dense net is not compressed
-
-
-def test_thresholds_are_told_where_widths_have_different_ones():
-    for other, told in ((3.0, ""), (2.0, "removed at log α ≥ 3 (k = 0.25), ≥ 2 (k = 0.5)")):
-        content = vgg_suite().model_dump(exclude_none=True, exclude={"timing", "synthetic"})
-        content["experiments"]["half"]["threshold"] = other
-        suite = parse_suite(content, "a test")
-        made = factory.all_records(suite)
-        views = [plots.view(suite, name, {HERE: made}, {}) for name in suite.experiments]
-        (part,) = plots.FIGURES["error_and_compression_by_width"](*views).subfigs
-        assert part.axes[1].get_title() == told
-
-
-def test_nothing_published_is_drawn_beside_validation_errors(vgg):
-    suite, (folder, _) = vgg_suite(validation_size=100), vgg[1]
-    shown = view(suite, (folder, factory.all_records(suite)), "quarter")
-    (part,) = plots.FIGURES["error_and_compression_by_width"](shown).subfigs
-    assert part.axes[0].get_ylabel() == "Validation error (%)"
-    assert not any("published" in text.get_text() for text in part.legends[0].get_texts())
-
-
-def test_layers_left_counts_weights_and_whole_neurons(vgg):
-    suite, (folder, made) = vgg
-    upper, lower = plots.FIGURES["layers_left"](view(suite, (folder, made), "quarter")).axes
-    nets = [r for r in made if r.run[:2] == ("quarter", "vd_finetune") and r.stage == "prune"]
-    expected = np.mean([[100 * (1 - layer.sparsity) for layer in net.layers] for net in nets], axis=0)
-    np.testing.assert_allclose([bar.get_height() for bar in upper.containers[1]], expected)
-    assert [text.get_text() for text in lower.get_xticklabels()] == [layer.name for layer in nets[0].layers]
-    weights = netfile.read_arrays(records.run_folder(folder, *nets[0].run) / "pruned.npz")[0]
-    for layer, bar in zip(nets[0].layers, lower.containers[0], strict=True):
-        weight = weights[f"{layer.name}.weight"]
-        assert bar.get_height() == len(weight) / max(1, sum(bool(neuron.any()) for neuron in weight))
-
-
-def test_layers_left_says_of_which_nets_it_counts_neurons(vgg):
-    suite, (folder, made) = vgg
-    shown = view(suite, (folder, made), "quarter")
-    _, lower = plots.FIGURES["layers_left"](shown).axes
-    assert lower.get_title().endswith("are here: Sparse VD, fine-tuned 1 of 2, magnitude pruning 0 of 2")
-    assert len(plots.FIGURES["layers_left"](replace(shown, folder=None)).axes) == 1  # without nets no neurons
-
-
-def test_layers_left_of_a_language_model_are_words_units_and_gates():
-    methods = {"dense": {"epochs": 1}, "vd_warmup": {"epochs": 1}}
-    net = {"dataset": "topics", "model": "rnnlm_lstm_onehot", "seeds": [0], "match": "vd_warmup", "methods": methods}
-    suite = parse_suite({"suite": "words", "experiments": {"lstm": net}}, "a test")
-    layers = [
-        records.Layer(name=name, shape=shape, total=10, nonzero=5, sparsity=0.5)
-        for name, shape in factory.SHAPES["rnnlm_lstm_onehot"].items()
-    ]
-    kept = {"words_read": 2500, "words_predicted": 10_000, "units_l0": 128, "gates_l0": 256}
-    made = factory.record(suite, "lstm", "vd_warmup", 0, stage="train").model_copy(
-        update={"stage": "prune", "layers": layers, "kept": kept}
-    )
-    _, lower = plots.FIGURES["layers_left"](plots.view(suite, "lstm", {HERE: [made]}, {})).axes
-    assert [text.get_text() for text in lower.get_xticklabels()] == [name.replace("_", " ") for name in kept]
-    assert [bar.get_height() for bar in lower.containers[0]] == [25, 100, 50, 25]
-
-
-def test_every_layer_of_a_deep_net_is_shown(vgg):
-    shown = view(*vgg, "quarter")
-    layers = [layer.name for layer in shown.of("prune")[0].layers]
-    panels = [axis for axis in plots.FIGURES["log_alpha"](shown).axes if axis.get_visible()]
-    assert [axis.get_title() for axis in panels] == layers
-    handles = plots.FIGURES["training_curves"](shown).subfigs[1].legends[0].legend_handles
-    assert [handle.get_label() for handle in handles] == layers
-    assert len({handle.get_color() for handle in handles}) == len(layers)
 
 
 def test_our_curves_are_drawn_over_published_ones(tmp_path):
