@@ -132,7 +132,7 @@ def guess(stage: str, spec: dict | None = None) -> tuple[float, str]:
         return GUESSED_S[stage], f"{GUESSED_S[stage]:g} s, a guess"
     share = EXAMPLES.get(spec["dataset"], 60_000) / 60_000
     epoch_s = GUESSED_EPOCH_S[spec["model"]][spec["method"]] * share
-    return epoch_s * spec["recipe"]["epochs"], f"{epoch_s:.3g} s an epoch, a guess: never run before"
+    return epoch_s * spec["recipe"]["epochs"], f"{epoch_s:.3g} s an epoch, a guess: no such run is recorded on a CPU"
 
 
 def past_records(*folders: Path) -> Iterator[Record]:
