@@ -60,6 +60,28 @@ def test_thresholds_are_told_where_widths_have_different_ones():
         assert part.axes[1].get_title() == told
 
 
+@pytest.mark.parametrize(("thresholds", "told"), [((2.0, 3.0), ["log α ≥ 2)", "log α ≥ 3)"]), ((3.0, 3.0), ["", ""])])
+def test_panels_say_their_thresholds_where_they_differ(thresholds, told):
+    content = vgg_suite().model_dump(exclude_none=True, exclude={"timing", "synthetic"})
+    for name, threshold in zip(("quarter", "half"), thresholds, strict=True):
+        content["experiments"][name]["threshold"] = threshold
+    suite = parse_suite(content, "a test")
+    made = factory.all_records(suite)
+    figure = plots.FIGURES["error_vs_compression"](
+        *(plots.view(suite, name, {HERE: made}, {}) for name in suite.experiments)
+    )
+    titles = [axis.get_title() for axis in figure.axes]
+    assert all((text in title) and ("log α" in title) == bool(text) for title, text in zip(titles, told, strict=True))
+
+
+def test_a_panel_of_dense_nets_alone_has_a_sensible_axis(tmp_path):
+    suite = factory.suite(fc=factory.experiment())
+    dense = [record for record in factory.all_records(suite) if record.method == "dense"]
+    figure = plots.FIGURES["error_vs_compression"](plots.view(suite, "fc", {HERE: dense}, {}))
+    left, right = figure.axes[0].get_xlim()
+    assert left == 0.75 and right >= 10
+
+
 def test_nothing_published_is_drawn_beside_validation_errors(vgg):
     suite, (folder, _) = vgg_suite(validation_size=100), vgg[1]
     shown = view(suite, (folder, factory.all_records(suite)), "quarter")

@@ -34,9 +34,11 @@ def error_vs_compression(*views: View) -> Figure:
     figure = Figure(figsize=(6.2 * columns, 4.3 * lines + 1))
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     dense = [_dense_of_others(view, present) for view in drawn]
+    several = len({view.experiment.threshold for view in sparse}) > 1
     for axis, view, others in zip(axes, drawn, dense, strict=False):
         _panel(axis, view, others)
-        axis.set_title(f"{view.title} ({view.source})")
+        at = f", log α ≥ {view.experiment.threshold:g}" if several and view in sparse else ""
+        axis.set_title(f"{view.title} ({view.source}{at})")
     for axis in axes[len(drawn) :]:
         axis.set_visible(False)
     handles = _handles(drawn, elsewhere=any(dense))
@@ -76,6 +78,7 @@ def _panel(axis: Axes, view: View, dense: set[float]) -> None:
         look = {"color": colour, "markeredgecolor": edge, "markersize": size}
         axis.plot(float(row.compression), float(row.error_pct), marker, **look, zorder=5)
     axis.set_ylim(0.8 * min(errors), top)
+    axis.set_xlim(0.75, max(axis.get_xlim()[1], 10))  # nothing is compressed less than not at all
     seeds = Counter(net.method for net in nets)
     above = [(_ratio(net), net.value, net.method) for net in nets]
     above += [(float(row.compression), float(row.error_pct), "") for row, _ in others]
