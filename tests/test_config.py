@@ -279,6 +279,14 @@ def test_a_job_reads_back_exactly_the_spec_it_was_given(stage):
         assert canonical(parse_spec(canonical(spec)).content()) == canonical(spec)
 
 
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_jobs_are_told_of_every_run_of_every_suite(path):
+    suite = load_suite(path)
+    for run in suite.runs():
+        spec = suite.spec_of("train", *run)
+        assert canonical(parse_spec(canonical(spec)).content()) == canonical(spec)
+
+
 def test_a_spec_with_an_unknown_key_is_refused():
     with pytest.raises(SuiteError, match="--spec: epoch"):
         parse_spec('{"epoch": 1}')

@@ -37,6 +37,11 @@ BatchSizes = Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
 Density = Annotated[float, Field(gt=0, le=1)]
 
 
+def _takes_truth(kind: Any) -> bool:
+    """Whether true or false may be a value of this kind."""
+    return isinstance(kind, bool) or kind is bool or any(map(_takes_truth, get_args(kind)))
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -45,7 +50,7 @@ class Strict(BaseModel):
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         kind = cls.model_fields[info.field_name or ""].annotation
         given = value if isinstance(value, list) else [value]
-        if kind is not bool and any(isinstance(each, bool) for each in given):
+        if not _takes_truth(kind) and any(isinstance(each, bool) for each in given):
             raise ValueError("neither true nor false can be meant here; yes, no, on and off are read as these")
         return value
 
