@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from sparse_net import Calls
 from torch import nn
 from torch.nn import functional
 
@@ -169,9 +170,10 @@ def test_smooth_functions_are_exported(function):
         ([nn.Flatten(), nn.ReLU()], (6, 5)),
         ([nn.Unflatten(1, (2, 3, 5)), nn.ZeroPad2d((1, 0, 2, 1)), nn.Conv2d(2, 4, 2)], (30,)),
         ([nn.ZeroPad2d((1, 0, 2, 1)), nn.ReLU(), nn.Flatten(2)], (2, 6, 5)),
+        ([Calls(lambda x: x * x.mean((2, 3), keepdim=True) + x)], (2, 6, 5)),
     ],
 )
-def test_shapes_and_zeros_around_maps_are_exported(layers, shape):
+def test_shapes_zeros_around_maps_and_products_are_exported(layers, shape):
     pytest.importorskip("onnx")
     ort = pytest.importorskip("onnxruntime")
     net, images = nn.Sequential(*layers).eval(), torch.randn(3, *shape)

@@ -24,6 +24,7 @@ from vdbench.sparse.graph import (
     LeakyReLU,
     Linear,
     MaxPool2d,
+    Multiply,
     Op,
     Pointwise,
     Reshape,
@@ -122,7 +123,7 @@ class Building:
 
     def residual(self) -> None:
         if others := [op for op in self.ops if op.shape == self.ops[-1].shape]:
-            self.add(Add, self.pick(*others))
+            self.add(self.pick(Add, Add, Multiply), self.pick(*others))
 
     def concat(self) -> None:
         if others := [op for op in self.ops if op.shape[1:] == self.ops[-1].shape[1:]]:
@@ -336,6 +337,24 @@ def test_a_sum_loses_units_where_both_of_its_parts_do():
     _, compacted, _ = traced(net, 3)
     assert compacted["a"].weight.shape == (3, 3) and compacted["b"].weight.shape == (3, 3)
     assert not compacted["b"].weight[0].any()  # kept for its place only
+
+
+def test_gates_go_with_the_channels_that_they_are_for():
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.gate, self.last = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            return self.last(x * self.gate(x.mean((2, 3), keepdim=True)).sigmoid())
+
+    net = Gated()
+    zero(net.last.weight, (slice(None), slice(2)))
+    zero(net.gate.weight, (slice(None), slice(4)))
+    _, compacted, _ = traced(net, 2, 6, 5)
+    assert compacted["gate"].shape == (4, 1, 1) and compacted["mul"].shape == compacted["mul.maps"].shape == (4, 4, 3)
+    assert compacted["first"].shape == (4, 4, 3)
 
 
 def test_a_concatenation_loses_units_of_each_part():

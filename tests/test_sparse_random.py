@@ -36,7 +36,11 @@ class RandomNet(nn.Module):
         if self.pick.random() < 0.6:
             self.add(lambda shape: nn.Flatten())
             for _ in range(self.pick.randint(0, 4)):
-                self.add(self.pick.choice([self.linear, self.channelwise, self.sum, self.scaling, self.concatenation]))
+                self.add(
+                    self.pick.choice(
+                        [self.linear, self.channelwise, self.sum, self.product, self.scaling, self.concatenation]
+                    )
+                )
 
     def add(self, make) -> None:
         source = self.pick.choice([len(self.shapes) - 1, self.pick.randrange(len(self.shapes))])
@@ -96,6 +100,11 @@ class RandomNet(nn.Module):
     def sum(self, shape):
         how = self.pick.choice([torch.add, torch.sub, lambda a, b: torch.add(a, b, alpha=0.5)])
         return how, [self.pick.choice([k for k, other in enumerate(self.shapes) if other == shape])]
+
+    def product(self, shape):
+        if len(shape) == 3 and self.pick.random() < 0.5:
+            return lambda x: x.mean((2, 3), keepdim=True).sigmoid() * x, []
+        return torch.mul, [self.pick.choice([k for k, other in enumerate(self.shapes) if other == shape])]
 
     def scaling(self, shape):
         factors = torch.randn(self.pick.choice([shape[0], 1]), *[1] * (len(shape) - 1))

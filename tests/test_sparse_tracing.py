@@ -128,7 +128,11 @@ IMAGE, VECTOR = (4, 6, 5), (6,)
         (Calls(lambda x: torch.add(x, x.relu(), alpha=2)), VECTOR, "Clip Affine Add"),
         (Calls(lambda x: x - x.relu()), IMAGE, "Clip Affine Add"),
         (Calls(lambda x: torch.add(input=x, other=1)), VECTOR, "TorchOp"),
-        (Calls(lambda x: x + x.mean((2, 3), keepdim=True)), IMAGE, "AvgPool2d TorchOp"),
+        (Calls(lambda x: x + x.mean((2, 3), keepdim=True)), IMAGE, "AvgPool2d Expand Add"),
+        (Calls(lambda x: F.adaptive_avg_pool2d(x, 1).sigmoid() * x), IMAGE, "AvgPool2d Pointwise Expand Multiply"),
+        (Calls(lambda x: x * x[:, :1]), IMAGE, "TorchOp TorchOp"),
+        (Calls(lambda x: torch.mul(x, x)), IMAGE, "Multiply"),
+        (Calls(lambda x: x / (x * x + 1)), VECTOR, "Multiply Affine TorchOp"),
         (Calls(lambda x: 1 + x), VECTOR, "Affine"),
         (Calls(lambda x: 1 - x / 3), IMAGE, "Affine Affine"),
         (Calls(lambda x: -x * 2), VECTOR, "Affine Affine"),
@@ -143,7 +147,7 @@ IMAGE, VECTOR = (4, 6, 5), (6,)
         (Calls(lambda x, b: b + x, b=torch.randn(6)), VECTOR, "Affine"),
         (Calls(lambda x, b: torch.clamp(b, max=x), b=torch.randn(6)), VECTOR, "TorchOp"),
         (Calls(lambda x: sum([x, x.relu()])), VECTOR, "Clip Affine Add"),
-        (Calls(lambda x: 1 - x * x.sigmoid()), VECTOR, "Pointwise TorchOp Affine"),
+        (Calls(lambda x: 1 - x * x.sigmoid()), VECTOR, "Pointwise Multiply Affine"),
         (Calls(lambda x, scale: x * scale, scale=torch.randn(6)), VECTOR, "Affine"),
         (Calls(lambda x: torch.cat([x, x.relu(), x], dim=1)), IMAGE, "Clip Concat"),
         (Calls(lambda x: torch.cat([x, x], -3)), IMAGE, "Concat"),
@@ -159,6 +163,12 @@ def test_operations(layer, shape, expected):
         if name.startswith("running"):
             buffer.uniform_(0.5, 2)
     assert kinds(checked(layer, *shape)) == expected.split()
+
+
+def test_what_a_call_gives_back_as_it_was_is_no_operation():
+    depth = torchvision.ops.StochasticDepth(0.5, "row")
+    assert kinds(checked(nn.Sequential(nn.ReLU(), depth, nn.ReLU()), *IMAGE)) == ["Clip", "Clip"]
+    assert kinds(checked(Calls(lambda x: F.selu(x, True)), *VECTOR)) == ["TorchOp"]  # given back, but not as it was
 
 
 class Block(nn.Module):

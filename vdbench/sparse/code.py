@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from llvmlite import ir
 
@@ -34,6 +34,7 @@ class Activation:
 
 
 IDENTITY = Activation()
+Combine = Literal["sum", "maximum", "product"]  # what is made of the terms of an output
 
 
 class Code:

@@ -27,6 +27,7 @@ from vdbench.sparse.code import (
     POINTER,
     Activation,
     Code,
+    Combine,
     Value,
     Variable,
 )
@@ -38,8 +39,8 @@ class Tile:
 
     `loads`: of every accumulator, its operand. `stores`: (place, accumulators whose maximum goes there), so that
     pooling costs no pass of its own. `chains`: independent sums a row is split into, to hide the latency of a
-    multiply-add where there are few accumulators. `stride`: floats between lanes, 1 or 2. `maximum`: of the operands,
-    not their weighted sum.
+    multiply-add where there are few accumulators. `stride`: floats between lanes, 0, 1 or 2. `combine`: the weighted
+    sum of the operands, or their maximum or product, which take no weights.
     `place_bias`: a bias for every accumulator of every tile (of every lane, if `masked`), not one a row. `masked`:
     lanes not in the tile's mask are stored as zeros. `blocked`: a row is visited once for every block of its inputs,
     its sums kept at a place in the source's memory meanwhile.
@@ -50,7 +51,7 @@ class Tile:
     stores: tuple[tuple[int, tuple[int, ...]], ...]
     chains: int = 1
     stride: int = 1
-    maximum: bool = False
+    combine: Combine = "sum"
     activation: Activation = IDENTITY
     place_bias: bool = False
     masked: bool = False
@@ -94,6 +95,8 @@ def build_tile(code: Code, source: Value, destination: Value, tables: Value, til
     width, width_bytes, zero = len(tile.loads), lanes * FLOAT_BYTES, vector([0.0] * lanes)
 
     def operand(base: Value, offset: int) -> Value:
+        if tile.stride == 0:
+            return code.splat(code.load(code.at(base, offset), FLOAT), lanes)
         first = code.load(code.at(base, offset), vector)
         if tile.stride == 1:
             return first
@@ -104,8 +107,8 @@ def build_tile(code: Code, source: Value, destination: Value, tables: Value, til
     columns = 4 if tile.blocked else 2
 
     def start(t: Value, r: Value) -> list[Value]:
-        if tile.maximum:
-            return [vector([float("-inf")] * lanes)] * width
+        if tile.combine != "sum":
+            return [vector([float("-inf") if tile.combine == "maximum" else 1.0] * lanes)] * width
         if not tile.place_bias:
             return [code.splat(code.element(biases, r, FLOAT), lanes)] * width
         first = b.mul(b.add(b.mul(t, rows), r), I64(width))
@@ -116,9 +119,10 @@ def build_tile(code: Code, source: Value, destination: Value, tables: Value, til
         position = b.mul(index, I64(2))
         base = code.at(src, code.element(entries, b.add(position, I64(1)), I32))
         operands = [operand(base, offset) for offset in tile.loads]
-        if tile.maximum:
+        if tile.combine != "sum":
+            together = code.maximum if tile.combine == "maximum" else b.fmul
             for acc, value in zip(chain, operands, strict=True):
-                acc.set(code.maximum(acc.get(), value))
+                acc.set(together(acc.get(), value))
             return
         weight = code.splat(code.element(entries, position, FLOAT), lanes)
         for acc, value in zip(chain, operands, strict=True):

@@ -11,7 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdbench.sparse.graph import Add, Affine, Concat, Conv2d, Flatten, Graph, Input, Linear, Op, Opaque, Reshape
+from vdbench.sparse.graph import (
+    Add,
+    Affine,
+    Concat,
+    Conv2d,
+    Flatten,
+    Graph,
+    Input,
+    Linear,
+    Multiply,
+    Op,
+    Opaque,
+    Reshape,
+)
 
 Layer = Linear | Conv2d
 Mask = np.ndarray  # bool (channels,) of a value
@@ -160,7 +173,7 @@ def _through(op: Op, masks: list[Mask]) -> Mask:
             return np.repeat(masks[0], op.shape[0] // len(masks[0]))
         case Concat():
             return np.concatenate(masks)
-        case Add():
+        case Add() | Multiply():
             return masks[0] & masks[1]
         case _:
             return masks[0]
@@ -264,7 +277,7 @@ def _tie(op: Op, mask: Mask, inputs: list[Mask]) -> None:
     elif not isinstance(op, Layer | Opaque | Input):
         for channels, more in zip(inputs, _back(op, mask, [len(channels) for channels in inputs]), strict=True):
             channels |= more
-        if isinstance(op, Add):
+        if isinstance(op, Add | Multiply):
             mask |= inputs[0] | inputs[1]
         mask |= _through(op, inputs)
 

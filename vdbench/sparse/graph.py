@@ -209,6 +209,22 @@ class Add(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Multiply(Op):
+    """The product of two values of one shape, number by number."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return inputs[0] * inputs[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expand(Op):
+    """(channels, 1, 1) to maps of one number each."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return inputs[0].expand(-1, *self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Concat(Op):
     """Values one behind the other along the channels."""
 

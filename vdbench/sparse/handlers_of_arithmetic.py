@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdbench.sparse.graph import Add, Affine, Op, Shape
+from vdbench.sparse.graph import Add, Affine, Expand, Multiply, Op, Shape
 from vdbench.sparse.slot import Slot, unused
 
 
@@ -15,12 +15,10 @@ def add(slot: Slot, a: Any, b: Any, alpha: Any = 1) -> Op | None:
         return _affine(slot, b, alpha, a)
     if not isinstance(b, Op):
         return _affine(slot, a, 1, alpha * b)
-    if a.shape != b.shape:
-        return None
     if alpha != 1:
-        part = Slot(unused(f"{slot.name}.multiple", slot.ops), b.shape, slot.ops)
-        b = _affine(part, b, alpha, 0)
-    return slot.put(Add, a, b) if b else None
+        multiple = _affine(_part(slot, "multiple", b.shape), b, alpha, 0)
+        return add(slot, a, multiple) if multiple else None
+    return _of_two(slot, Add, a, b)
 
 
 def subtract(slot: Slot, a: Any, b: Any, alpha: Any = 1) -> Op | None:
@@ -29,7 +27,7 @@ def subtract(slot: Slot, a: Any, b: Any, alpha: Any = 1) -> Op | None:
 
 def multiply(slot: Slot, a: Any, b: Any) -> Op | None:
     if isinstance(a, Op) and isinstance(b, Op):
-        return None
+        return _of_two(slot, Multiply, a, b)
     return _affine(slot, a, b, 0) if isinstance(a, Op) else _affine(slot, b, a, 0)
 
 
@@ -41,6 +39,19 @@ def divide(slot: Slot, a: Any, b: Any) -> Op | None:
 
 def negative(slot: Slot, x: Op) -> Op | None:
     return _affine(slot, x, -1, 0)
+
+
+def _of_two(slot: Slot, kind: type[Op], a: Op, b: Op) -> Op | None:
+    """Of values of one shape, or of maps and a number for each of them."""
+    if {a.shape, b.shape} - {slot.shape, (*slot.shape[:1], 1, 1)}:
+        return None
+    whole = [x if x.shape == slot.shape else _part(slot, "maps", slot.shape).put(Expand, x) for x in (a, b)]
+    return slot.put(kind, *whole)
+
+
+def _part(slot: Slot, name: str, shape: Shape) -> Slot:
+    """For an operation that the call is made of besides the one that has its name."""
+    return Slot(unused(f"{slot.name}.{name}", slot.ops), shape, slot.ops)
 
 
 def _affine(slot: Slot, x: Op, scale: Any, shift: Any) -> Op | None:

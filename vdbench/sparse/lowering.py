@@ -44,7 +44,7 @@ def candidates(stencil: Stencil, examples: int) -> list[Candidate]:
     single, widest = examples == 1, vector_lanes()
     found = []
     apart = stencil.stride[1] if single else 1  # numbers from lane to lane
-    if apart <= 2 and not (single and height * width == 1 and not stencil.maximum):
+    if apart <= 2 and not (single and height * width == 1 and stencil.combine == "sum"):
         # pixels of one map fill narrow vectors better than wide ones, and some processors add them no slower
         for lanes in (widest, widest // 2) if single else (widest,):
             shapes = {tile_shape(stencil, examples, size, lanes): size for size in reversed(REGISTERS)}
@@ -52,7 +52,7 @@ def candidates(stencil: Stencil, examples: int) -> list[Candidate]:
                 found.append(_tile_candidate(size, lanes))
                 if not single and blocks_pay(stencil, examples, size):
                     found.append(_tile_candidate(size, lanes, blocked=True))
-    small = height * width <= UNROLLED_PIXELS and stencil.pool == (1, 1) and not stencil.maximum
+    small = height * width <= UNROLLED_PIXELS and stencil.pool == (1, 1) and stencil.combine == "sum"
     if single and small:
         found.append(Candidate("slices", functools.partial(slices_step, windows=False)))
         if _window_vectors():
@@ -88,7 +88,7 @@ def _packed(weights: np.ndarray, places: np.ndarray) -> np.ndarray:
 def _chains(stencil: Stencil, accumulators: int) -> int:
     """Chains, where a row has enough terms for them to matter."""
     terms = len(stencil.entries.row) / max(1, stencil.shape[0])
-    return 1 if stencil.maximum or terms < 4 else max(1, min(4, HIDING // accumulators))
+    return 1 if stencil.combine != "sum" or terms < 4 else max(1, min(4, HIDING // accumulators))
 
 
 def tile_step(
@@ -115,7 +115,7 @@ def tile_step(
         tuple(tiles.stores),
         chains=_chains(stencil, len(tiles.loads)),
         stride=stencil.stride[1] if single else 1,
-        maximum=stencil.maximum,
+        combine=stencil.combine,
         place_bias=stencil.bias.ndim > 1,
         masked=single,
         blocked=blocked,

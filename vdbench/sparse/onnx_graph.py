@@ -12,11 +12,13 @@ from vdbench.sparse.graph import (
     Clip,
     Concat,
     Conv2d,
+    Expand,
     Flatten,
     Graph,
     LeakyReLU,
     Linear,
     MaxPool2d,
+    Multiply,
     Op,
     Pad,
     Pointwise,
@@ -131,6 +133,10 @@ class _Parts:
                 self.node("Pad", op, self.sizes(op, [0, 0, top, left, 0, 0, bottom, right]))
             case Add():
                 self.node("Add", op)
+            case Multiply():
+                self.node("Mul", op)
+            case Expand():
+                self.node("Expand", op, self.sizes(op, [1, 1, *op.shape[1:]]))
             case Concat():
                 self.node("Concat", op, axis=1)
             case _:

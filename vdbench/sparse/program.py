@@ -239,7 +239,7 @@ def _bytes(segment: Segment, value: str) -> int:
 def _shares(stencil: Stencil, out: Place, threads: int) -> list[tuple[int, int]]:
     """(first, stop) of the output channels that each thread computes: about as much work for one as for another."""
     channels = stencil.shape[0]
-    if stencil.maximum and out.geometry.examples == 1 and not out.geometry.slack:
+    if stencil.combine != "sum" and out.geometry.examples == 1 and not out.geometry.slack:
         return [(0, channels)]  # one vector covers several channels, which have to be stored in their order
     work = np.bincount(stencil.entries.row, minlength=channels) + ROW_TERMS
     middles = np.cumsum(work) - work / 2

@@ -1,7 +1,7 @@
 """Every operation the engine runs itself, as one thing: sums of weighted neighbouring pixels, channel by channel.
 
 A convolution is one; a linear layer is one on maps of one pixel; so are pooling, normalisation, a sum of values and
-their concatenation, with weights that are no parameters.
+their concatenation, with weights that are no parameters. Maxima and products are made of pixels in the same way.
 """
 
 from collections import Counter
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vdbench.sparse.code import IDENTITY, Activation
+from vdbench.sparse.code import IDENTITY, Activation, Combine
 from vdbench.sparse.graph import (
     Add,
     Affine,
@@ -17,11 +17,13 @@ from vdbench.sparse.graph import (
     Clip,
     Concat,
     Conv2d,
+    Expand,
     Flatten,
     Graph,
     LeakyReLU,
     Linear,
     MaxPool2d,
+    Multiply,
     Op,
     Padding,
     Pair,
@@ -51,6 +53,7 @@ class Entries:
 class Stencil:
     """One native operation: `ops` of the graph in one, from the values `inputs` to the value `name`.
 
+    `combine` says what is made of the terms; only sums have weights. `stride` is 0 where all output pixels read one.
     `shape` is that before pooling by `pool`, which takes the maximum of windows side by side. `bias` has one number a
     channel, or (channels, height, width) of them.
     """
@@ -61,7 +64,7 @@ class Stencil:
     entries: Entries
     bias: np.ndarray
     stride: Pair = (1, 1)
-    maximum: bool = False
+    combine: Combine = "sum"
     activation: Activation = IDENTITY
     pool: Pair = (1, 1)
 
@@ -96,7 +99,9 @@ class Stencil:
     def multiply_adds(self) -> int:
         """For one example, over all output pixels that are computed."""
         height, width = self.computed()
-        return 0 if self.maximum else len(self.entries.row) * height * width
+        return (
+            len(self.entries.row) * height * width if self.combine == "sum" else 0
+        )  # (self.entries.row) * height * width
 
 
 def _entries(row, source, channel, y, x, weight) -> Entries:  # type: ignore[no-untyped-def]
@@ -138,17 +143,17 @@ def _pool(op: MaxPool2d | AvgPool2d, inputs: list[Shape]) -> Stencil:
         _entries(channel, 0, channel, y, x, weight),
         np.zeros(op.shape[0], np.float32),
         op.stride,
-        maximum=isinstance(op, MaxPool2d),
+        combine="maximum" if isinstance(op, MaxPool2d) else "sum",
     )
 
 
 def _channelwise(op: Op, inputs: list[Shape]) -> Stencil:
-    """Affine, Clip, LeakyReLU, Pointwise, Add and Concat: every output channel is a channel, or the sum of two."""
+    """Affine, Clip, LeakyReLU, Pointwise, Expand, Concat, Add, Multiply: an output channel is one, or made of two."""
     channels = np.arange(op.shape[0])
     scale, shift = np.ones(op.shape[0], np.float32), np.zeros(op.shape[0], np.float32)
     if isinstance(op, Affine):
         scale, shift = op.scale, op.shift
-    if isinstance(op, Add):
+    if isinstance(op, Add | Multiply):
         both = np.concatenate([channels, channels])
         entries = _entries(both, np.repeat([0, 1], len(channels)), both, 0, 0, 1.0)
     elif isinstance(op, Concat):
@@ -157,11 +162,13 @@ def _channelwise(op: Op, inputs: list[Shape]) -> Stencil:
         entries = _entries(channels, source, np.concatenate([np.arange(n) for n in counts]), 0, 0, 1.0)
     else:
         entries = _entries(channels, 0, channels, 0, 0, scale)
-    return Stencil((op,), op.inputs, op.shape, entries, shift)
+    stride = (0, 0) if isinstance(op, Expand) else (1, 1)
+    combine: Combine = "product" if isinstance(op, Multiply) else "sum"
+    return Stencil((op,), op.inputs, op.shape, entries, shift, stride, combine)
 
 
 _FROM = {Linear: _linear, Conv2d: _conv, MaxPool2d: _pool, AvgPool2d: _pool}
-_FROM |= dict.fromkeys((Affine, Clip, LeakyReLU, Pointwise, Add, Concat), _channelwise)  # type: ignore[arg-type]
+_FROM |= dict.fromkeys((Affine, Clip, LeakyReLU, Pointwise, Add, Multiply, Expand, Concat), _channelwise)  # type: ignore[arg-type]
 
 
 def _activated(stencil: Stencil, op: Op) -> Stencil:
@@ -183,7 +190,8 @@ def stencil(op: Op, graph: Graph) -> Stencil | None:
         return None
     if isinstance(op, Linear) and op.weight_count > MOST_TERMS:
         return None
-    if _FROM[type(op)] is _channelwise and any(maps(shape) != maps(op.shape) for shape in inputs):
+    alike = (1, 1) if isinstance(op, Expand) else maps(op.shape)
+    if _FROM[type(op)] is _channelwise and any(maps(shape) != alike for shape in inputs):
         return None  # every number of a map that was flattened would be a channel of its own
     made = _FROM[type(op)](op, inputs)  # type: ignore[arg-type]
     return _activated(replace(made, inputs=tuple(source(name, graph) for name in op.inputs)), op)
@@ -248,11 +256,12 @@ def _joined(before: Stencil, after: Stencil, value: str, *, pooling: bool, alike
     if isinstance(op, Clip | LeakyReLU | Pointwise) and not active:
         may = after.activation.rises or before.pool == (1, 1)
         return replace(before, ops=ops, activation=after.activation) if may else None
-    if isinstance(op, MaxPool2d) and pooling and before.pool == (1, 1) and not before.maximum:
+    if isinstance(op, MaxPool2d) and pooling and before.pool == (1, 1) and before.combine == "sum":
         plain = op.kernel == op.stride and op.padding == (0, 0) and op.dilation == (1, 1) and not op.ceil_mode
         may = plain and before.activation.rises and max(op.kernel) <= 3
         return replace(before, ops=ops, pool=op.kernel) if may else None
-    if isinstance(op, Add) and alike and not active and before.stride == before.pool == (1, 1) and not before.maximum:
+    summed = before.stride == before.pool == (1, 1) and before.combine == "sum"
+    if isinstance(op, Add) and alike and not active and summed:
         other = [name for name in after.inputs if name != value]
         if len(other) != 1:
             return None

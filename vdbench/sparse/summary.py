@@ -6,7 +6,19 @@ from collections.abc import Iterator
 import numpy as np
 from tabulate import tabulate
 
-from vdbench.sparse.graph import Add, Affine, Clip, Concat, Graph, Op, Pointwise, TorchOp, Weighted, batch_shape
+from vdbench.sparse.graph import (
+    Add,
+    Affine,
+    Clip,
+    Concat,
+    Graph,
+    Multiply,
+    Op,
+    Pointwise,
+    TorchOp,
+    Weighted,
+    batch_shape,
+)
 from vdbench.sparse.machine import rate
 from vdbench.sparse.plan import LATE, PYTORCH, Item, Network, Plan, operations
 from vdbench.sparse.stencil import Stencil
@@ -108,6 +120,8 @@ def _called(op: Op) -> str:
             return "BatchNorm2d" if len(op.shape) == 3 else "BatchNorm1d"
         case Add():
             return "add"
+        case Multiply():
+            return "mul"
         case Concat():
             return "cat"
         case Pointwise():

@@ -114,7 +114,7 @@ def block_of(stencil: Stencil, examples: int, registers: int) -> np.ndarray:
 
 def blocks_pay(stencil: Stencil, examples: int, registers: int) -> bool:
     """Whether a row's visit of a block of inputs has, on average, enough terms to be worth partial sums."""
-    if stencil.maximum or stencil.bias.ndim > 1 or not len(stencil.entries.row):
+    if stencil.combine != "sum" or stencil.bias.ndim > 1 or not len(stencil.entries.row):
         return False
     block, row = block_of(stencil, examples, registers), stencil.entries.row
     visits = 1 + np.count_nonzero((row[1:] != row[:-1]) | (block[1:] != block[:-1]))

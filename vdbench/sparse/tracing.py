@@ -193,7 +193,15 @@ class _Reading:
         known: dict[fx.Node, Any] = self.constants | self.values
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: known.get(n, n))  # type: ignore[misc]
         target = self.modules[str(node.target)] if node.op == "call_module" else node.target
-        return translate(slot, target, args, kwargs) or self.torch_operation(node, slot)
+        return translate(slot, target, args, kwargs) or self.given_back(node) or self.torch_operation(node, slot)
+
+    def given_back(self, node: fx.Node) -> Op | None:
+        """The value that a call returns as it was, as stochastic depth in eval mode does, if nothing writes to it."""
+        runs = self.of_two, self.of_three
+        for source in node.all_input_nodes:
+            if source in self.values and all(run[node] is run[source] and not run[node]._version for run in runs):
+                return self.values[source]
+        return None
 
     def torch_operation(self, node: fx.Node, slot: Slot) -> Op:
         calls: dict[fx.Node, None] = {}
