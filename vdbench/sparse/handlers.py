@@ -144,7 +144,7 @@ def _softmax(*, log: bool) -> Callable[..., Op | None]:
 
 def zero_pad(slot: Slot, x: Op, pad: Any, mode: str = "constant", value: float | None = None) -> Op | None:
     left, right, top, bottom = (*pad, 0, 0, 0, 0)[:4]
-    if len(x.shape) != 3 or len(pad) > 4 or mode != "constant" or value or min(pad) < 0:
+    if len(x.shape) != 3 or len(pad) > 4 or mode != "constant" or value or min(pad, default=0) < 0:
         return None
     return slot.put(Pad, x, padding=(top, bottom, left, right))
 

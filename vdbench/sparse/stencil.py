@@ -99,9 +99,7 @@ class Stencil:
     def multiply_adds(self) -> int:
         """For one example, over all output pixels that are computed."""
         height, width = self.computed()
-        return (
-            len(self.entries.row) * height * width if self.combine == "sum" else 0
-        )  # (self.entries.row) * height * width
+        return len(self.entries.row) * height * width if self.combine == "sum" else 0
 
 
 def _entries(row, source, channel, y, x, weight) -> Entries:  # type: ignore[no-untyped-def]
