@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vdbench.sparse.graph import Add, Affine, Expand, Multiply, Op, Shape
-from vdbench.sparse.slot import Slot, unused
+from vdbench.sparse.slot import Slot
 
 
 def add(slot: Slot, a: Any, b: Any, alpha: Any = 1) -> Op | None:
@@ -16,7 +16,7 @@ def add(slot: Slot, a: Any, b: Any, alpha: Any = 1) -> Op | None:
     if not isinstance(b, Op):
         return _affine(slot, a, 1, alpha * b)
     if alpha != 1:
-        multiple = _affine(_part(slot, "multiple", b.shape), b, alpha, 0)
+        multiple = _affine(slot.part("multiple", b.shape), b, alpha, 0)
         return add(slot, a, multiple) if multiple else None
     return _of_two(slot, Add, a, b)
 
@@ -45,13 +45,8 @@ def _of_two(slot: Slot, kind: type[Op], a: Op, b: Op) -> Op | None:
     """Of values of one shape, or of maps and a number for each of them."""
     if {a.shape, b.shape} - {slot.shape, (*slot.shape[:1], 1, 1)}:
         return None
-    whole = [x if x.shape == slot.shape else _part(slot, "maps", slot.shape).put(Expand, x) for x in (a, b)]
+    whole = [x if x.shape == slot.shape else slot.part("maps", slot.shape).put(Expand, x) for x in (a, b)]
     return slot.put(kind, *whole)
-
-
-def _part(slot: Slot, name: str, shape: Shape) -> Slot:
-    """For an operation that the call is made of besides the one that has its name."""
-    return Slot(unused(f"{slot.name}.{name}", slot.ops), shape, slot.ops)
 
 
 def _affine(slot: Slot, x: Op, scale: Any, shift: Any) -> Op | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vdbench.sparse.graph import AvgPool2d, Flatten, MaxPool2d, Op
-from vdbench.sparse.slot import Slot, pair, unused
+from vdbench.sparse.slot import Slot, pair
 
 
 def max_pool2d(
@@ -79,5 +79,4 @@ def mean(slot: Slot, x: Op, dim: Any, keepdim: bool = False) -> Op | None:
     size = x.shape[1:]
     if keepdim:
         return slot.put(AvgPool2d, x, kernel=size, stride=size)
-    name = unused(f"{slot.name}.pool", slot.ops)
-    return slot.put(Flatten, slot.put(AvgPool2d, x, kernel=size, stride=size, name=name, shape=(*slot.shape, 1, 1)))
+    return slot.put(Flatten, slot.part("pool", (*slot.shape, 1, 1)).put(AvgPool2d, x, kernel=size, stride=size))

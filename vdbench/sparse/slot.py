@@ -1,8 +1,8 @@
 """Where a translated call puts its operation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ class Slot:
         op = kind(**{"name": self.name, "shape": self.shape, "inputs": tuple(i.name for i in inputs)} | fields)
         self.ops.append(op)
         return op
+
+    def part(self, name: str, shape: Shape) -> Self:
+        """For an operation that the call is made of besides the one that has its name."""
+        return replace(self, name=unused(f"{self.name}.{name}", self.ops), shape=shape)
 
     def array(self, tensor: Tensor) -> np.ndarray:
         """A contiguous copy, its negative zeros made positive."""
