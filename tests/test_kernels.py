@@ -264,9 +264,9 @@ weight, mean, noise, grad = (draw.normal(size=20_000).astype(np.float32) for _ i
 log_sigma2, variance = draw.normal(-6, 3, 20_000).astype(np.float32), abs(draw.normal(size=20_000)).astype(np.float32)
 made = [np.zeros_like(weight) for _ in range(9)]
 kl = [kernels.posterior(weight, log_sigma2, *made[:4], 20.0), kernels.divergence(weight, log_sigma2)]
-kernels.divergence_gradients(weight, log_sigma2, 1.0, *made[4:6])
-kernels.sample(weight, log_sigma2, made[6], 7, 20.0)
-kernels.sample_gradients(weight, log_sigma2, grad, *made[7:9], 7, 20.0)
+kernels.divergence_gradients(weight, log_sigma2, *made[4:6], 1.0)
+kl.append(kernels.sample(weight, log_sigma2, made[6], 7, 20.0))
+kernels.sample_gradients(weight, log_sigma2, grad, *made[7:9], 1.0, 7, 20.0)
 kernels.add_noise(mean, variance, noise)
 print([hashlib.sha256(array.tobytes()).hexdigest() for array in (*made, mean, noise, np.array(kl))])
 """

@@ -116,13 +116,15 @@ def clip(x, limit):
 
 
 @njit(inline="always")
-def _divergence(log_alpha):
-    """The KL divergence of one weight (Molchanov et al. 2017, equation 14) and its derivative by log alpha."""
+def _divergence(unclipped):
+    """The KL divergence of one weight (Molchanov et al. 2017, equation 14) and its derivative by log alpha, which is
+    clipped."""
+    log_alpha = clip(unclipped, _CLIP)
     inverse_alpha = exp(-log_alpha)
     gate = f32(1.0) / (f32(1.0) + exp(-_K2 - _K3 * log_alpha))
     kl = _K1 * (f32(1.0) - gate) + f32(0.5) * log(f32(1.0) + inverse_alpha)
     slope = -f32(0.5) * inverse_alpha / (f32(1.0) + inverse_alpha) - _K1 * _K3 * gate * (f32(1.0) - gate)
-    return kl, slope
+    return kl, slope if log_alpha == unclipped else f32(0.0)
 
 
 @njit(**_INLINED)
@@ -131,11 +133,8 @@ def _posterior_block(weight, log_sigma2, mean, variance, by_weight, by_log_sigma
     kl = f32(0.0)
     for i in range(weight.size):
         square = weight[i] * weight[i] + _EPS
-        unclipped = log_sigma2[i] - log(square)
-        log_alpha = clip(unclipped, _CLIP)
-        kl_of_one, slope = _divergence(log_alpha)
+        kl_of_one, slope = _divergence(log_sigma2[i] - log(square))
         kl += kl_of_one
-        slope = slope if log_alpha == unclipped else f32(0.0)
         by_log_sigma2[i] = slope
         by_weight[i] = f32(-2.0) * weight[i] / square * slope
         variance[i] = exp(clip(log_sigma2[i], _LARGEST))
@@ -236,7 +235,7 @@ def _divergence_block(weight, log_sigma2):
     _full_width()
     kl = f32(0.0)
     for i in range(weight.size):
-        kl += _divergence(clip(log_sigma2[i] - log(weight[i] * weight[i] + _EPS), _CLIP))[0]
+        kl += _divergence(log_sigma2[i] - log(weight[i] * weight[i] + _EPS))[0]
     return kl
 
 
@@ -251,16 +250,13 @@ def divergence(weight, log_sigma2):
 
 
 @njit(**JIT)
-def divergence_gradients(weight, log_sigma2, grad_kl, grad_weight, grad_log_sigma2):
+def divergence_gradients(weight, log_sigma2, grad_weight, grad_log_sigma2, grad_kl):
     """The gradients of `divergence`, times `grad_kl`, written into `grad_weight` and `grad_log_sigma2`."""
     _full_width()
     scale = f32(grad_kl)
     for i in range(weight.size):
         square = weight[i] * weight[i] + _EPS
-        unclipped = log_sigma2[i] - log(square)
-        log_alpha = clip(unclipped, _CLIP)
-        _, slope = _divergence(log_alpha)
-        slope = scale * slope if log_alpha == unclipped else f32(0.0)
+        slope = scale * _divergence(log_sigma2[i] - log(square))[1]
         grad_log_sigma2[i] = slope
         grad_weight[i] = f32(-2.0) * weight[i] / square * slope
 
@@ -268,37 +264,43 @@ def divergence_gradients(weight, log_sigma2, grad_kl, grad_weight, grad_log_sigm
 @njit(**_INLINED)
 def _sample_block(weight, log_sigma2, noise, out, alpha_limit):
     _full_width()
+    kl = f32(0.0)
     for i in range(weight.size):
+        square = weight[i] * weight[i] + _EPS
         std = exp(f32(0.5) * clip(log_sigma2[i], _LARGEST))
-        removed = std * std >= alpha_limit * (weight[i] * weight[i] + _EPS)
-        out[i] = (f32(0.0) if removed else weight[i]) + std * noise[i]
-
-
-@njit(**_INLINED)
-def _sample_gradients_block(weight, log_sigma2, noise, grad, grad_weight, grad_log_sigma2, alpha_limit):
-    _full_width()
-    for i in range(weight.size):
-        std = exp(f32(0.5) * clip(log_sigma2[i], _LARGEST))
-        removed = std * std >= alpha_limit * (weight[i] * weight[i] + _EPS)
-        grad_weight[i] += f32(0.0) if removed else grad[i]
-        grad_log_sigma2[i] += f32(0.5) * std * noise[i] * grad[i]
+        out[i] = (f32(0.0) if std * std >= alpha_limit * square else weight[i]) + std * noise[i]
+        kl += _divergence(log_sigma2[i] - log(square))[0]
+    return kl
 
 
 @njit(**JIT)
 def sample(weight, log_sigma2, out, seed, alpha_limit):
     """A sample of every weight, written into `out`: its mean, 0 where exp(log_sigma2) >= alpha_limit * (weight^2 +
-    1e-8), plus its standard deviation times a standard normal drawn from the 64-bit seed."""
-    noise = np.empty(_BLOCK, np.float32)
+    1e-8), plus its standard deviation times a standard normal drawn from the 64-bit seed. Returns the KL divergence."""
+    kl, noise = 0.0, np.empty(_BLOCK, np.float32)
     for start in range(0, weight.size, _BLOCK):
         part = slice(start, min(start + _BLOCK, weight.size))
         fill_normal(noise, np.uint64(seed) + np.uint64(start // _BLOCK))
-        _sample_block(weight[part], log_sigma2[part], noise, out[part], f32(alpha_limit))
+        kl += _sample_block(weight[part], log_sigma2[part], noise, out[part], f32(alpha_limit))
+    return kl
+
+
+@njit(**_INLINED)
+def _sample_gradients_block(weight, log_sigma2, noise, grad, grad_weight, grad_log_sigma2, scale, alpha_limit):
+    _full_width()
+    for i in range(weight.size):
+        square = weight[i] * weight[i] + _EPS
+        std = exp(f32(0.5) * clip(log_sigma2[i], _LARGEST))
+        slope = scale * _divergence(log_sigma2[i] - log(square))[1]
+        removed = std * std >= alpha_limit * square
+        grad_weight[i] = f32(-2.0) * weight[i] / square * slope + (f32(0.0) if removed else grad[i])
+        grad_log_sigma2[i] = slope + f32(0.5) * std * noise[i] * grad[i]
 
 
 @njit(**JIT)
-def sample_gradients(weight, log_sigma2, grad, grad_weight, grad_log_sigma2, seed, alpha_limit):
-    """The gradients of `sample` added to `grad_weight` and `grad_log_sigma2`. The noise is drawn again, from the same
-    seed, rather than kept: that is as fast, and saves memory the size of all weights."""
+def sample_gradients(weight, log_sigma2, grad, grad_weight, grad_log_sigma2, grad_kl, seed, alpha_limit):
+    """The gradients of `sample`, written into `grad_weight` and `grad_log_sigma2`. The noise is drawn again, from the
+    same seed, rather than kept: that is as fast, and saves memory the size of all weights."""
     noise = np.empty(_BLOCK, np.float32)
     for start in range(0, weight.size, _BLOCK):
         part = slice(start, min(start + _BLOCK, weight.size))
@@ -310,5 +312,6 @@ def sample_gradients(weight, log_sigma2, grad, grad_weight, grad_log_sigma2, see
             grad[part],
             grad_weight[part],
             grad_log_sigma2[part],
+            f32(grad_kl),
             f32(alpha_limit),
         )

@@ -271,8 +271,8 @@ class _FusedSample(torch.autograd.Function):
         ctx.save_for_backward(weight, log_sigma2)
         chosen = [t if rows is None else t.detach()[rows] for t in (weight, log_sigma2)]
         out = torch.empty_like(chosen[0])
-        kernels.sample(*(flat(t) for t in (*chosen, out)), seed=ctx.seed, alpha_limit=alpha_limit)
-        return out, weight.new_tensor(kernels.divergence(flat(weight), flat(log_sigma2)))
+        kl = kernels.sample(*(flat(t) for t in (*chosen, out)), seed=ctx.seed, alpha_limit=alpha_limit)
+        return out, weight.new_tensor(kl if rows is None else kernels.divergence(flat(weight), flat(log_sigma2)))
 
     @staticmethod
     @first_derivative
@@ -280,16 +280,24 @@ class _FusedSample(torch.autograd.Function):
         from vdbench import kernels
 
         weight, log_sigma2 = ctx.saved_tensors
-        gradients = [torch.empty_like(weight), torch.empty_like(weight)]
-        kernels.divergence_gradients(
-            flat(weight), flat(log_sigma2), grad_kl.item(), flat(gradients[0]), flat(gradients[1])
-        )
-        of_rows = ctx.rows is not None
-        chosen = [t.detach()[ctx.rows] for t in (weight, log_sigma2)] if of_rows else [weight, log_sigma2]
-        into = [torch.zeros_like(t) for t in chosen] if of_rows else gradients
-        arrays = [flat(t) for t in (*chosen, ordered_as(chosen[0], grad), *into)]
-        kernels.sample_gradients(*arrays, seed=ctx.seed, alpha_limit=ctx.alpha_limit)
-        if of_rows:
-            for gradient, part in zip(gradients, into, strict=True):
-                gradient.index_add_(0, ctx.rows, part)
-        return gradients[0], gradients[1], None, None
+        if ctx.rows is None:
+            return *_sample_gradients(ctx, weight, log_sigma2, grad, grad_kl.item()), None, None
+        gradients = torch.empty_like(weight), torch.empty_like(weight)
+        arrays = [flat(t) for t in (weight, log_sigma2, *gradients)]
+        kernels.divergence_gradients(*arrays, grad_kl=grad_kl.item())
+        of_rows = _sample_gradients(ctx, weight[ctx.rows], log_sigma2[ctx.rows], grad, 0.0)
+        for gradient, part in zip(gradients, of_rows, strict=True):
+            gradient.index_add_(0, ctx.rows, part)
+        return *gradients, None, None
+
+
+def _sample_gradients(
+    ctx: Any, weight: Tensor, log_sigma2: Tensor, grad: Tensor, grad_kl: float
+) -> tuple[Tensor, Tensor]:
+    """By weight and by log_sigma2, of their sample and of their divergence."""
+    from vdbench import kernels
+
+    made = torch.empty_like(weight), torch.empty_like(weight)
+    arrays = [flat(t) for t in (weight, log_sigma2, ordered_as(weight, grad), *made)]
+    kernels.sample_gradients(*arrays, grad_kl=grad_kl, seed=ctx.seed, alpha_limit=ctx.alpha_limit)
+    return made
