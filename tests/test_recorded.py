@@ -1,6 +1,5 @@
 """What the project ships of its own runs: tables that follow from the records, and nets that are what they say."""
 
-import json
 import re
 from pathlib import Path
 
@@ -63,8 +62,7 @@ def test_readme_shows_the_recorded_speeds():
 
 
 def test_the_page_on_training_shows_the_recorded_steps():
-    written = json.loads(table.RECORDED.read_text(encoding="utf-8"))
-    assert pages.shown(table.PAGE.read_text(encoding="utf-8"), "steps") == table.render(written)
+    assert pages.shown(table.PAGE.read_text(encoding="utf-8"), "steps") == table.recorded() != ""
 
 
 def test_the_page_on_clusters_shows_what_the_recorded_runs_took():

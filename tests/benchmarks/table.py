@@ -1,10 +1,12 @@
 """What a training step of variational dropout costs, as docs/training.md shows it, from what benchmarks wrote down.
 
-`python tests/benchmarks/table.py results/benchmarks.json` prints it, and with `--write` puts it into that page.
+`python tests/benchmarks/table.py results/benchmarks.json` prints it; without files it is that of those recorded, one a
+processor, and with `--write` it is put into that page.
 """
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,24 @@ from tabulate import tabulate
 from vdbench import pages
 
 ROOT = Path(__file__).parent.parent.parent
-RECORDED = ROOT / "results" / "recorded" / "benchmarks" / "steps.json"
+RECORDED = ROOT / "results" / "recorded" / "benchmarks"
 PAGE = ROOT / "docs" / "training.md"
 _HEADERS = ["net", "variational step", "target", "textbook layer", "cplxmodule", "memory", "target"]
 
 
-def render(written: dict[str, Any]) -> str:
-    """A row a net, in Markdown. A net's step and its memory may have been measured by two benchmarks."""
+def render(files: Iterable[Path]) -> str:
+    """A table a processor, in Markdown."""
+    parts = []
+    for file in files:
+        written = json.loads(file.read_text(encoding="utf-8"))
+        parts += [f"{written['machine_info']['cpu']}:", _table(written["benchmarks"])]
+    return "\n\n".join(parts)
+
+
+def _table(benchmarks: Iterable[dict[str, Any]]) -> str:
+    """A row a net. A net's step and its memory may have been measured by two benchmarks."""
     nets: dict[str, dict[str, Any]] = {}
-    for benchmark in written["benchmarks"]:
+    for benchmark in benchmarks:
         info = benchmark["extra_info"]
         if "net" in info:
             nets.setdefault(info["net"], {}).update(info)
@@ -32,12 +43,16 @@ def render(written: dict[str, Any]) -> str:
     return tabulate(rows, _HEADERS, tablefmt="github", disable_numparse=True)
 
 
+def recorded() -> str:
+    return render(sorted(RECORDED.glob("*.json")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, nargs="?", default=RECORDED, help="what --benchmark-json wrote")
+    parser.add_argument("files", type=Path, nargs="*", help="what --benchmark-json wrote")
     parser.add_argument("--write", action="store_true", help="put the table into docs/training.md")
     chosen = parser.parse_args()
-    table = render(json.loads(chosen.file.read_text(encoding="utf-8")))
+    table = render(chosen.files) if chosen.files else recorded()
     print(table)
     if chosen.write:
         PAGE.write_text(pages.replaced(PAGE.read_text(encoding="utf-8"), "steps", table), encoding="utf-8")
