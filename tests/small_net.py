@@ -1,4 +1,4 @@
-"""A small network with what conversion has to cope with, plain and variational."""
+"""A small network with what conversion has to cope with, plain and variational, and a few images and words."""
 
 import torch
 from torch import nn
@@ -7,6 +7,7 @@ from vdbench.conversion import to_variational_dropout
 from vdbench.variational import variational_layers
 
 IMAGES = torch.linspace(-1, 1, 3 * 2 * 16).view(3, 2, 4, 4)
+WORDS = torch.tensor([[0, 3], [3, 1], [4, 3]])
 
 
 def plain_network(dtype: torch.dtype | None = None) -> nn.Sequential:
