@@ -1,4 +1,4 @@
-"""Fixtures for tests that train, that take a suite through the command line, or that download."""
+"""Fixtures that tests of several files share."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from publishing import World
 from sparse_net import EXAMPLE, network
 from tiny_suite import SUITE, run_jobs, write_suite
 
-from vdbench import cli, config, data, files
+from vdbench import cli, config, data, files, posterior
 from vdbench.sparse import compile_sparse
 
 
@@ -22,6 +22,17 @@ def one_thread() -> Iterator[None]:
     yield
     torch.set_num_threads(before)
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(params=["fused", "plain", "float64"])
+def dtype(request, monkeypatch) -> torch.dtype:
+    """The number type of a test that runs once on every path: float32 through the kernels, float32 and float64 through
+    torch."""
+    if request.param == "plain":
+        monkeypatch.setattr(posterior, "is_fused", lambda *tensors: False)
+    elif request.param == "fused":
+        assert posterior.is_fused(torch.ones(3, 4), torch.ones(3, 4))
+    return torch.float64 if request.param == "float64" else torch.float32
 
 
 @pytest.fixture
