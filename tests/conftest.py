@@ -79,6 +79,23 @@ def recorded(project):
 
 
 @pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Makes the text data set `text:mine` in a mirror folder, and returns its name."""
+    monkeypatch.setenv("VDBENCH_MIRROR", str(tmp_path))
+
+    def make(**texts):
+        (tmp_path / "mine").mkdir()
+        for split in ("train", "valid", "test"):
+            content = texts.get(split, "the cat saw the dog\nthe dog saw\n")
+            (tmp_path / "mine" / f"{split}.txt").write_bytes(
+                content if isinstance(content, bytes) else content.encode()
+            )
+        return "text:mine"
+
+    return make
+
+
+@pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The waits between attempts, listed and not waited."""
     seen: list[float] = []
