@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from publishing import World
 from sparse_net import EXAMPLE, network
@@ -46,6 +47,38 @@ def compiled(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VDBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         return compile_sparse(network(), EXAMPLE, threads=1)
+
+
+@pytest.fixture(scope="session", name="data")
+def small_data():
+    return tiny.dataset()
+
+
+@pytest.fixture(scope="session")
+def dense(data, tmp_path_factory):
+    """The folder of a dense run, to start others from."""
+    folder = tmp_path_factory.mktemp("dense")
+    tiny.train(tiny.spec("dense"), folder, data)
+    return folder
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Counts optimizer steps; `steps.stop_at` interrupts training before one of them."""
+
+    class Steps:
+        taken, stop_at = 0, None
+
+    real_step = torch.optim.Adam.step
+
+    def step(self):
+        if Steps.taken == Steps.stop_at:
+            raise KeyboardInterrupt
+        Steps.taken += 1
+        return real_step(self)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    return Steps
 
 
 @pytest.fixture(scope="session")
