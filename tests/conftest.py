@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import factory
 import pytest
 import tiny
 import torch
@@ -79,6 +80,11 @@ def steps(monkeypatch):
 
     monkeypatch.setattr(torch.optim.Adam, "step", step)
     return Steps
+
+
+@pytest.fixture
+def suite():
+    return factory.suite()
 
 
 @pytest.fixture(scope="session")
