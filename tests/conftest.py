@@ -8,6 +8,7 @@ import factory
 import pytest
 import tiny
 import torch
+from checkout import Project
 from publishing import World
 from sparse_net import EXAMPLE, network
 from tiny_suite import SUITE, run_jobs, write_suite
@@ -109,6 +110,12 @@ def empty(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_suite(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """A checkout without results."""
+    return Project(tmp_path)
 
 
 @pytest.fixture
