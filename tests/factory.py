@@ -25,6 +25,7 @@ from vdbench.records import (
 )
 from vdbench.stages import stage_versions
 
+HERE = "this machine"
 SHAPES = {
     "lenet300100": {"fc1": [300, 784], "fc2": [100, 300], "fc3": [10, 100]},
     "lenet5": {"conv1": [20, 1, 5, 5], "conv2": [50, 20, 5, 5], "fc1": [500, 800], "fc2": [10, 500]},

@@ -1,12 +1,21 @@
-"""A small network with what conversion has to cope with, plain and variational."""
+"""A small network with what conversion has to cope with, plain and variational, and what else tests of layers share."""
 
 import torch
 from torch import nn
 
 from vdbench.conversion import to_variational_dropout
-from vdbench.variational import variational_layers
+from vdbench.variational import VariationalDropout, variational_layers
 
 IMAGES = torch.linspace(-1, 1, 3 * 2 * 16).view(3, 2, 4, 4)
+WORDS = torch.tensor([[0, 3], [3, 1], [4, 3]])
+
+
+def randomise(layer: VariationalDropout, low: float = -3.0, high: float = 0.0) -> None:
+    with torch.no_grad():
+        layer.weight.normal_()
+        layer.log_sigma2.uniform_(low, high)
+        if layer.bias is not None:
+            layer.bias.normal_()
 
 
 def plain_network(dtype: torch.dtype | None = None) -> nn.Sequential:
@@ -24,7 +33,5 @@ def network() -> nn.Sequential:
     net = plain_network()
     to_variational_dropout(net, loga_threshold=2.0)
     for _, layer in variational_layers(net):
-        with torch.no_grad():
-            layer.weight.normal_()
-            layer.log_sigma2.uniform_(-3, 0)
+        randomise(layer)
     return net

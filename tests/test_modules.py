@@ -1,4 +1,4 @@
-"""What PyTorch does with any module, done with variational ones: copies, state dicts, compile, autocast, float16."""
+"""What PyTorch does with any module, done with variational ones: copies, compile, autocast, 16 bits, checkpoints."""
 
 import copy
 import math
@@ -9,12 +9,14 @@ import torch
 from small_net import IMAGES, network, plain_network
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from vdbench import posterior
 from vdbench.conversion import to_variational_dropout
 from vdbench.models import LeNet5
 from vdbench.variational import (
     VariationalDropout,
+    VariationalDropoutConv2d,
     VariationalDropoutLinear,
     forward_with_kl,
     kl_divergence,
@@ -164,6 +166,36 @@ def test_float16_noise_and_its_gradient_are_those_of_float32(log_sigma2):
         output.square().mean().backward()
         drawn.append((output.detach().std(0), layer.log_sigma2.grad))
     torch.testing.assert_close(drawn[0], drawn[1], rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bit_layers_have_finite_gradients_and_the_same_kl(dtype):
+    torch.manual_seed(0)
+    layer = VariationalDropoutLinear(784, 300, dtype=dtype)
+    with torch.no_grad():
+        layer.weight[0] = 0.0
+    twin = copy.deepcopy(layer).float()
+    output = layer(torch.rand(4, 784, dtype=dtype))
+    assert output.dtype == dtype
+    kl = layer.kl_divergence()
+    (output.float().square().mean() + kl / 60_000).backward()
+    assert all(bool(p.grad.isfinite().all()) for p in layer.parameters())
+    assert kl.item() == pytest.approx(twin.kl_divergence().item(), rel=1e-5)
+    assert torch.equal(layer.mask, twin.mask)
+
+
+@pytest.mark.parametrize("layer", [VariationalDropoutLinear(6, 5), VariationalDropoutConv2d(6, 5, 1)])
+def test_activation_checkpoints(layer):
+    """Where a layer runs again in the backward pass, with the same noise, gradients are the same."""
+    batch = torch.randn(3, 6, *[1] * (layer.weight.dim() - 2))
+    gradients = []
+    for run in (layer, lambda x: checkpoint(layer, x, use_reentrant=False)):
+        torch.manual_seed(0)
+        layer.zero_grad()
+        run(batch).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in layer.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -8,13 +8,12 @@ from pathlib import Path
 import factory
 import numpy as np
 import pytest
+from factory import HERE
 from PIL import Image
 
 from vdbench import netfile, outputs, plots, published, records, stats
 from vdbench.config import parse_suite
 from vdbench.plots import style
-
-HERE = "this machine"
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,10 @@ from dataclasses import replace
 import factory
 import numpy as np
 import pytest
+from factory import HERE
 
 from vdbench import netfile, plots, records
 from vdbench.config import parse_suite
-
-HERE = "this machine"
 
 
 def view(suite, results, name="fc", made=None):

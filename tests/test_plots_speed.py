@@ -5,12 +5,11 @@ from dataclasses import replace
 import factory
 import numpy as np
 import pytest
+from factory import HERE
 
 from vdbench import outputs, plots, stats
 from vdbench.plots import style
 from vdbench.plots.layers import crossover
-
-HERE = "this machine"
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,6 @@ from vdbench.variational import VariationalDropout, variational_layers
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def data():
-    return tiny.dataset()
-
-
 @pytest.fixture(scope="module", params=["lenet300100", "lenet5"])
 def run(request, data, tmp_path_factory):
     """A variational run, trained and pruned beside its dense control: spec, folder, trained model, prune record."""

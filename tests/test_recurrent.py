@@ -1,17 +1,17 @@
-"""Variational recurrent layers and embeddings: torch's own without noise, one weight sample a pass with it."""
+"""Variational recurrent layers and models: torch's own without noise, one weight sample a pass with it."""
 
 import copy
-import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from small_net import WORDS
 from torch import nn
 from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from vdbench import metrics, posterior
+from vdbench import metrics
 from vdbench.conversion import to_variational_dropout
 from vdbench.language import RNNLM, OneHotRNNLM
 from vdbench.recurrent import VariationalDropoutEmbedding, VariationalDropoutLSTM, VariationalDropoutTanhRNN
@@ -31,7 +31,6 @@ KINDS = [
     (nn.RNN, {"num_layers": 2}),
     (nn.RNN, {"bias": False, "nonlinearity": "relu"}),
 ]
-WORDS = torch.tensor([[0, 3], [3, 1], [4, 3]])
 
 
 def plain(kind: type[nn.RNNBase], dtype: torch.dtype = torch.float32, **options) -> nn.RNNBase:
@@ -141,14 +140,6 @@ def test_one_sample_serves_all_timesteps():
     assert not torch.allclose(output, layer(torch.ones(6, 1, 4))[0], atol=1e-3)
 
 
-def test_a_word_has_one_sample_wherever_it_occurs():
-    layer = VariationalDropoutEmbedding(5, 3, initial_log_sigma2=-1.0)
-    output = layer(WORDS)
-    assert torch.equal(output[0, 1], output[1, 0]) and torch.equal(output[0, 1], output[2, 1])
-    assert not torch.allclose(output[0, 1], layer.weight[3], atol=1e-3)
-    assert not torch.equal(output, layer(WORDS))
-
-
 def test_linear_layers_of_a_recurrent_model_share_their_noise_and_of_others_do_not():
     def spread(layer):
         """How far the outputs for four equal inputs lie apart."""
@@ -164,61 +155,7 @@ def test_linear_layers_of_a_recurrent_model_share_their_noise_and_of_others_do_n
     assert spread(chosen.output) > 0.01
 
 
-@pytest.mark.parametrize("rows", [None, torch.tensor([7, 2, 30])])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_samples_have_the_means_and_variances_they_should(dtype, rows):
-    torch.manual_seed(4)
-    weight = torch.linspace(-2, 2, 40 * 3001, dtype=dtype).view(40, 3001)
-    log_sigma2 = torch.linspace(-3, 1, 40, dtype=dtype)[:, None].expand(40, 3001).contiguous()
-    drawn, _ = posterior.sample(weight, log_sigma2, math.inf, rows)
-    chosen = slice(None) if rows is None else rows
-    noise = (drawn - weight[chosen]) / (0.5 * log_sigma2[chosen]).exp()
-    assert noise.mean().abs() < 5 / noise.numel() ** 0.5
-    assert (noise.var() - 1).abs() < 10 / noise.numel() ** 0.5
-    rows_of_noise = noise - noise.mean(1, keepdim=True)
-    correlation = torch.corrcoef(rows_of_noise) - torch.eye(len(noise), dtype=dtype)
-    assert correlation.abs().max() < 6 / 3001**0.5
-
-
-# --- gradients ---
-
-
-@pytest.mark.parametrize("rows", [None, torch.tensor([3, 0])])
-def test_gradients_of_a_sample_agree_with_finite_differences(rows):
-    torch.manual_seed(1)
-    weight = torch.randn(5, 4, dtype=torch.double, requires_grad=True)
-    log_sigma2 = (4 * torch.rand(5, 4, dtype=torch.double) - 3).requires_grad_()
-
-    def drawn(weight, log_sigma2):
-        torch.manual_seed(6)
-        return posterior.sample(weight, log_sigma2, math.exp(1.0), rows)
-
-    assert torch.autograd.gradcheck(drawn, (weight, log_sigma2))
-
-
-@pytest.mark.parametrize("rows", [None, torch.tensor([3, 0, 19])])
-def test_fused_samples_are_those_of_the_formulas(rows):
-    """The fused float32 kernels against torch operations in float64, given the noise that the kernels drew."""
-    torch.manual_seed(1)
-    limit = math.exp(0.5)
-    weight = torch.randn(20, 1000).requires_grad_()
-    log_sigma2 = (6 * torch.rand(20, 1000) - 4).requires_grad_()
-    drawn, kl = posterior.sample(weight, log_sigma2, limit, rows)
-    grad = torch.randn(drawn.shape)
-    ((drawn * grad).sum() + 0.7 * kl).backward()
-
-    w, s = (t.detach().double().requires_grad_() for t in (weight, log_sigma2))
-    mean, _, expected_kl = posterior.Posterior.apply(w, s, limit)
-    chosen = slice(None) if rows is None else rows
-    std = (0.5 * s[chosen]).exp()
-    noise = ((drawn - mean[chosen]) / std).detach()
-    assert noise.abs().max() < 6
-    ((mean[chosen] + std * noise).mul(grad).sum() + 0.7 * expected_kl).backward()
-    torch.testing.assert_close(
-        kl.double(), expected_kl, rtol=1e-5, atol=0
-    )  # summed in float32, in an order the CPU decides
-    torch.testing.assert_close(weight.grad.double(), w.grad, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(log_sigma2.grad.double(), s.grad, rtol=1e-4, atol=1e-4)
+# --- gradients and divergence ---
 
 
 def test_no_gradient_of_the_data_reaches_the_mean_of_a_masked_weight():
@@ -237,22 +174,6 @@ def test_no_gradient_of_the_data_reaches_the_mean_of_a_masked_weight():
         layer.mask_in_training = False
     net(WORDS)[0].square().mean().backward()
     assert any(matrix.weight.grad[~matrix.mask(3.0)].any() for _, matrix in variational_matrices(net))
-
-
-def test_rows_of_words_that_do_not_occur_have_the_gradients_of_the_divergence_alone():
-    layer = VariationalDropoutEmbedding(6, 3, initial_log_sigma2=-1.0)
-    output, kl = forward_with_kl(layer, WORDS)
-    (output.square().sum() + kl).backward()
-    found = layer.weight.grad.clone(), layer.log_sigma2.grad.clone()
-    layer.zero_grad()
-    kl_divergence(layer).backward()
-    absent, present = [2, 5], [0, 1, 3, 4]
-    for ours, divergence in zip(found, (layer.weight.grad, layer.log_sigma2.grad), strict=True):
-        torch.testing.assert_close(ours[absent], divergence[absent])
-        assert ((ours - divergence)[present].abs() > 1e-6).all()
-
-
-# --- divergence ---
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -306,71 +227,11 @@ def test_state_dict_round_trip_and_copies():
     torch.testing.assert_close(net.double()(WORDS)[0].float(), expected)
 
 
-@pytest.mark.parametrize(
-    ("layer", "said"),
-    [
-        (nn.Embedding(5, 3, max_norm=1.0), "max_norm"),
-        (nn.Embedding(5, 3, sparse=True), "sparse"),
-        (nn.Embedding(5, 3, scale_grad_by_freq=True), "scale_grad_by_freq"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused_and_nothing_is_changed(layer, said):
-    net = nn.Sequential(nn.Linear(2, 2), layer)
-    with pytest.raises(ValueError, match=f"1: a variational embedding has no {said}; change it or name it in skip"):
-        to_variational_dropout(net)
-    assert [type(m) for m in net] == [nn.Linear, nn.Embedding]
-    to_variational_dropout(net, skip="1")
-    assert type(net[0]) is VariationalDropoutLinear
-
-
-def test_an_embedding_from_pretrained_weights():
-    weights = torch.randn(5, 3)
-    weights[1] = 0
-    layer = VariationalDropoutEmbedding.from_pretrained(weights, padding_idx=-4, initial_log_sigma2=-7.0)
-    plain = nn.Embedding.from_pretrained(weights, padding_idx=-4)
-    assert torch.equal(layer.weight, weights) and layer.padding_idx == plain.padding_idx == 1
-    assert bool((layer.log_sigma2 == -7).all()) and layer.log_sigma2.requires_grad
-    assert layer.weight.requires_grad is plain.weight.requires_grad is False
-    assert VariationalDropoutEmbedding.from_pretrained(weights, freeze=False).weight.requires_grad
-    weights[1] = 1
-    assert not layer.weight[1].any()
-    with pytest.raises(ValueError, match="the padding row of a variational embedding is zero"):
-        VariationalDropoutEmbedding.from_pretrained(weights, padding_idx=1)
-
-
-def test_a_padding_row_that_is_not_zero_is_refused():
-    embedding = nn.Embedding.from_pretrained(torch.ones(5, 3), freeze=False, padding_idx=2)
-    with pytest.raises(ValueError, match="the padding row of a variational embedding is zero"):
-        to_variational_dropout(embedding)
-
-
-def test_shapes_can_be_found_without_numbers():
-    with torch.device("meta"):
-        layer = VariationalDropoutEmbedding(5, 3)
-        assert layer(torch.zeros(2, 4, dtype=torch.int64)).shape == (2, 4, 3)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("index", [-1, 5])
-def test_indices_out_of_range_are_refused(index, dtype):
-    layer = VariationalDropoutEmbedding(5, 3, dtype=dtype)
-    with pytest.raises(IndexError, match="indices are 0 to 4, not"):
-        layer(torch.tensor([[2, index]]))
-
-
 def test_recurrent_weights_that_are_computed_anew_are_refused():
     net = nn.Sequential(nn.LSTM(4, 5))
     prune.l1_unstructured(net[0], "weight_hh_l0", 0.5)
     with pytest.raises(ValueError, match=r"0: weight_hh_l0 is computed anew at every call.* name it in skip"):
         to_variational_dropout(net)
-
-
-def test_padding_has_no_noise_and_no_gradient():
-    layer = VariationalDropoutEmbedding(5, 3, padding_idx=3, initial_log_sigma2=0.0)
-    output = layer(WORDS)
-    assert not output[WORDS == 3].any()
-    output.square().sum().backward()
-    assert not layer.weight.grad[3].any() and not layer.log_sigma2.grad[3].any()
 
 
 def test_forward_passes_of_the_published_one_hot_model():

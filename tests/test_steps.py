@@ -16,11 +16,6 @@ from vdbench.variational import kl_divergence, variational_layers
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def data():
-    return tiny.dataset()
-
-
 @pytest.mark.parametrize("beta", [0.25, 1.0])
 def test_step_is_adam_on_cross_entropy_plus_kl_over_the_training_set(beta, tmp_path):
     data = tiny.dataset(train=250)  # the incomplete third batch is dropped, and still counts in num_examples

@@ -1,6 +1,7 @@
 """Runs that really train, in a fraction of a second: noisy templates as data, a spec for every method."""
 
 import contextlib
+import csv
 import os
 import signal
 from collections import Counter
@@ -78,6 +79,16 @@ def matched(path: Path, model: str = "lenet300100", compression: float = 20.0) -
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return tensors.load_tensors(folder / "weights.pt")
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    with (folder / "history.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def train_until(moment: tuple[str, int] | None, spec: RunSpec, output: Path, **inputs: Any) -> None:
