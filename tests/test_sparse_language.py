@@ -209,6 +209,42 @@ def test_recurrent_layers_of_other_kinds_are_refused():
         to_cpu_sparse(RNNLM(20, torch.nn.GRU, units=8))
 
 
+class TwiceTheLogits(RNNLM):
+    def forward(self, input, state=None):
+        logits, state = super().forward(input, state)
+        return 2 * logits, state
+
+
+class TwiceTheOutput(torch.nn.LSTM):
+    def forward(self, input, hx=None):
+        output, state = super().forward(input, hx)
+        return 2 * output, state
+
+
+def hooked() -> RNNLM:
+    model = RNNLM(50, units=8)
+    model.rnn.register_forward_hook(lambda layer, inputs, found: (2 * found[0], found[1]))
+    return model
+
+
+@pytest.mark.parametrize("make", [lambda: TwiceTheLogits(50, units=8), lambda: RNNLM(50, TwiceTheOutput, 8), hooked])
+def test_models_that_compute_something_else_are_not_taken_for_ours(make):
+    model = make().eval()
+    fast = to_cpu_sparse(model)
+    with torch.no_grad():
+        same_logits(fast(WORDS)[0], model(WORDS)[0])
+    with pytest.raises(ValueError, match="without hooks or a forward pass of its own"):
+        SparseLanguageModel(model)
+
+
+def test_models_made_otherwise_are_ours():
+    class Small(RNNLM):
+        def __init__(self):
+            super().__init__(50, units=8)
+
+    assert isinstance(to_cpu_sparse(Small()), SparseLanguageModel)
+
+
 @pytest.mark.parametrize("setting", [{"batch_first": True}, {"bidirectional": True}, {"proj_size": 4}])
 def test_recurrent_layers_that_read_otherwise_are_refused(setting):
     model = RNNLM(20, functools.partial(torch.nn.LSTM, **setting), units=8)
