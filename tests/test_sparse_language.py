@@ -252,8 +252,9 @@ def test_recurrent_layers_that_read_otherwise_are_refused(setting):
         to_cpu_sparse(model)
 
 
-def test_recurrent_layers_may_have_no_biases():
+def test_layers_may_have_no_biases():
     model = RNNLM(50, functools.partial(torch.nn.LSTM, bias=False), units=8).eval()
+    model.output = torch.nn.Linear(8, 50, bias=False)
     same_logits(to_cpu_sparse(model)(WORDS)[0], model(WORDS)[0].detach())
 
 

@@ -120,9 +120,9 @@ def structure(model: nn.Module) -> Structure:
         bias = sum(biases, torch.zeros(gates * units)).view(gates, units)
         layers.insert(0, Recurrence(inputs, hidden, bias, kept))
         matters = inputs[:, kept].any(dim=0).any(dim=0)
-    embedding = weights.get("embedding")
-    assert model.output.bias is not None
-    return Structure(embedding, matters, layers, weights["output"], model.output.bias.detach().cpu())
+    embedding, output, bias = weights.get("embedding"), weights["output"], model.output.bias
+    bias = torch.zeros(len(output)) if bias is None else bias.detach().cpu()
+    return Structure(embedding, matters, layers, output, bias)
 
 
 def _leading_to(matters: Tensor, hidden: Tensor) -> Tensor:
