@@ -163,11 +163,19 @@ def test_nothing_to_convert_is_an_error(model, skip):
 def test_tied_weights_are_refused(skip):
     model = nn.ModuleDict({"embedding": nn.Embedding(9, 4), "output": nn.Linear(4, 9), "other": nn.Linear(4, 4)})
     model["output"].weight = model["embedding"].weight
-    with pytest.raises(ValueError, match="embedding and output share a parameter"):
+    with pytest.raises(ValueError, match=r"embedding\.weight and output\.weight are one parameter"):
         to_variational_dropout(model, skip=skip)
     assert not list(variational_layers(model))
     to_variational_dropout(model, skip=["embedding", "output"])
     assert [name for name, _ in variational_layers(model)] == ["other"]
+
+
+def test_weights_tied_within_a_layer_are_refused():
+    model = nn.Sequential(nn.LSTM(4, 4, num_layers=2), nn.Linear(4, 4))
+    model[0].weight_hh_l1 = model[0].weight_hh_l0
+    with pytest.raises(ValueError, match=r"0\.weight_hh_l0 and 0\.weight_hh_l1 are one parameter.*layers in skip"):
+        to_variational_dropout(model)
+    assert [name for name, _ in variational_layers(to_variational_dropout(model, skip="0"))] == ["1"]
 
 
 def test_back_to_plain_layers_with_the_weights_of_eval_mode():

@@ -89,6 +89,14 @@ def test_size_counts_weights_that_eval_mode_uses_and_nothing_else():
     assert counted.biases == 20 + 50 + 500 + 10
 
 
+def test_layers_that_stay_dense_count_if_they_are_of_the_kinds_that_are_counted():
+    """As the README says: `nn.GRU` and subclasses do, here attention's last layer; its other weights do not."""
+    parts = {"linear": nn.Linear(4, 4), "gru": nn.GRU(4, 4), "attention": nn.MultiheadAttention(4, 2)}
+    model = to_variational_dropout(nn.ModuleDict(parts | {"conv1d": nn.Conv1d(4, 4, 3)}))
+    names = [layer.name for layer in metrics.layers(model)]
+    assert names == ["linear", "gru.weight_ih_l0", "gru.weight_hh_l0", "attention.out_proj"]
+
+
 def test_layers_are_counted_one_by_one():
     model = some_removed(LeNet5())
     with torch.no_grad():

@@ -2,6 +2,8 @@
 
 import copy
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,30 @@ def test_parameters_put_in_by_others_are_the_ones_that_are_used():
     assert torch.func.functional_call(layer, zeros | noisy, (x,))[0].abs().max() > 0.05
     layer.weight_hh_l0 = nn.Parameter(torch.ones(20, 5))
     assert not torch.equal(layer(x)[0], torch.zeros(3, 2, 5))
+
+
+def test_threads_may_share_a_layer(monkeypatch):
+    """The second of two calls is still to begin its product when the first one ends."""
+    layer = to_variational_dropout(plain(nn.LSTM), loga_threshold=1.0).eval()
+    randomise(layer)
+    x = torch.randn(3, 2, 4)
+    expected, _ = layer(x)
+    first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
+    turns = iter([(first_is_in, second_is_in), (second_is_in, first_is_out)])
+
+    def wait(self, *args):
+        mine, others = next(turns)
+        mine.set()
+        assert others.wait(30)
+
+    monkeypatch.setattr(nn.LSTM, "check_forward_args", wait)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(layer, x)
+        assert first_is_in.wait(30)
+        second = pool.submit(layer, x)
+        assert torch.equal(first.result()[0], expected)
+        first_is_out.set()
+        assert torch.equal(second.result()[0], expected)
 
 
 # --- noise ---

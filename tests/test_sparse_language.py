@@ -186,9 +186,9 @@ def test_words_and_states_of_another_shape_are_refused(kind, words, state, messa
 def test_weights_of_another_model_are_refused():
     one, other = to_cpu_sparse(pruned("lstm")), to_cpu_sparse(pruned("lstm"))
     assert not one.state_dict()
-    with pytest.raises(RuntimeError, match="call to_cpu_sparse again"):
+    with pytest.raises(RuntimeError, match="\tload the weights into the model that this was made from, and call"):
         other.load_state_dict(one.state_dict())
-    with pytest.raises(RuntimeError, match="call to_cpu_sparse again"):
+    with pytest.raises(RuntimeError, match="\tload the weights into the model that net was made from, and call"):
         torch.nn.ModuleDict({"net": other}).load_state_dict({"net.rnn.weight": torch.zeros(1)})
 
 
@@ -209,6 +209,42 @@ def test_recurrent_layers_of_other_kinds_are_refused():
         to_cpu_sparse(RNNLM(20, torch.nn.GRU, units=8))
 
 
+class TwiceTheLogits(RNNLM):
+    def forward(self, input, state=None):
+        logits, state = super().forward(input, state)
+        return 2 * logits, state
+
+
+class TwiceTheOutput(torch.nn.LSTM):
+    def forward(self, input, hx=None):
+        output, state = super().forward(input, hx)
+        return 2 * output, state
+
+
+def hooked() -> RNNLM:
+    model = RNNLM(50, units=8)
+    model.rnn.register_forward_hook(lambda layer, inputs, found: (2 * found[0], found[1]))
+    return model
+
+
+@pytest.mark.parametrize("make", [lambda: TwiceTheLogits(50, units=8), lambda: RNNLM(50, TwiceTheOutput, 8), hooked])
+def test_models_that_compute_something_else_are_not_taken_for_ours(make):
+    model = make().eval()
+    fast = to_cpu_sparse(model)
+    with torch.no_grad():
+        same_logits(fast(WORDS)[0], model(WORDS)[0])
+    with pytest.raises(ValueError, match="without hooks or a forward pass of its own"):
+        SparseLanguageModel(model)
+
+
+def test_models_made_otherwise_are_ours():
+    class Small(RNNLM):
+        def __init__(self):
+            super().__init__(50, units=8)
+
+    assert isinstance(to_cpu_sparse(Small()), SparseLanguageModel)
+
+
 @pytest.mark.parametrize("setting", [{"batch_first": True}, {"bidirectional": True}, {"proj_size": 4}])
 def test_recurrent_layers_that_read_otherwise_are_refused(setting):
     model = RNNLM(20, functools.partial(torch.nn.LSTM, **setting), units=8)
@@ -216,8 +252,9 @@ def test_recurrent_layers_that_read_otherwise_are_refused(setting):
         to_cpu_sparse(model)
 
 
-def test_recurrent_layers_may_have_no_biases():
+def test_layers_may_have_no_biases():
     model = RNNLM(50, functools.partial(torch.nn.LSTM, bias=False), units=8).eval()
+    model.output = torch.nn.Linear(8, 50, bias=False)
     same_logits(to_cpu_sparse(model)(WORDS)[0], model(WORDS)[0].detach())
 
 

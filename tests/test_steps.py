@@ -52,6 +52,23 @@ def test_matrices_are_multiplied_as_the_recipe_says_in_training_alone(asked, exp
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.mark.parametrize("clip", [0.01, 1e6])
+def test_gradients_are_clipped_to_the_norm_that_the_recipe_allows(clip, tmp_path, monkeypatch):
+    """That of all parameters together, log_sigma2 among them."""
+    norms = {}
+    for limit in (None, clip):
+        found = norms.setdefault(limit, [])
+
+        def step(self, found=found):
+            found.append(float(torch.nn.utils.get_total_norm(p.grad for g in self.param_groups for p in g["params"])))
+
+        monkeypatch.setattr(torch.optim.Adam, "step", step)
+        spec = tiny.spec("vd_warmup", epochs=1, kl_warmup_epochs=0, gradient_clip=limit)
+        tiny.train(spec, tmp_path / str(limit), tiny.dataset(train=200))
+    assert len(norms[clip]) == 2 and min(norms[None]) > 0.02
+    assert norms[clip] == pytest.approx([0.01] * 2 if clip == 0.01 else norms[None], rel=1e-4)
+
+
 def test_weight_decay_never_touches_log_sigma2():
     model = to_variational_dropout(LeNet300100())
     optimizer = build_optimizer(model, VariationalRecipe(epochs=1, weight_decay=0.1))

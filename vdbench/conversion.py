@@ -54,8 +54,8 @@ def to_variational_dropout(
     Raises:
         TypeError: not a module. ValueError: a name in `skip` that the model does not have, no layer to convert, layers
             that learn their shape from their first batch, which they have not seen, a layer with a setting that its
-            variational counterpart cannot have, a parameter that several layers share, or an option out of range; the
-            model is then as it was.
+            variational counterpart cannot have, a parameter with several names, or an option out of range; the model is
+            then as it was.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model is a {type(model).__name__}: give an nn.Module")
@@ -78,8 +78,8 @@ def to_variational_dropout(
             raise ValueError(f"{name or type(layer).__name__}: {refusal}; change it or name it in skip")
     if tied := _tied(model, list(layers.values())):
         raise ValueError(
-            f"{' and '.join(tied)} share a parameter, for which each would have a posterior of its own; untie them or "
-            "name both in skip"
+            f"{' and '.join(tied)} are one parameter, for which each would have a posterior of its own; untie them or "
+            "name their layers in skip"
         )
     if shared_noise is None:
         shared_noise = any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in model.modules())
@@ -103,13 +103,13 @@ def call_every_layer(model: nn.Module) -> None:
 
 
 def _tied(model: nn.Module, layers: list[nn.Module]) -> tuple[str, str] | None:
-    """Names of two modules that share a parameter, where one of them is among `layers`."""
+    """Two names of one parameter, where it is one of `layers`'."""
     owners: dict[int, tuple[str, nn.Module]] = {}
     for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            other, owner = owners.setdefault(id(parameter), (name, module))
-            if owner is not module and any(layer is owner or layer is module for layer in layers):
-                return other, name
+        for own, parameter in module.named_parameters(name, recurse=False, remove_duplicate=False):
+            other, owner = owners.setdefault(id(parameter), (own, module))
+            if other != own and any(layer is owner or layer is module for layer in layers):
+                return other, own
     return None
 
 

@@ -62,13 +62,11 @@ class _Recurrent(VariationalDropout, nn.RNNBase):
         else:
             weights = {matrix.name: matrix.masked(self.loga_threshold) for matrix in self.matrices()}
         self._update_flat_weights()
-        own = self._flat_weights
-        self._flat_weights = [weights.get(name, getattr(self, name)) for name in self._flat_weights_names]
-        try:
-            with _quiet() if next(iter(weights.values())).is_cuda else contextlib.nullcontext():
-                return super().forward(input, hx)
-        finally:
-            self._flat_weights = own
+        twin = object.__new__(type(self))  # whose weights these are: other threads may be calling this layer
+        flat = [weights.get(name, getattr(self, name)) for name in self._flat_weights_names]
+        twin.__dict__.update(self.__dict__, _flat_weights=flat)
+        with _quiet() if next(iter(weights.values())).is_cuda else contextlib.nullcontext():
+            return super(_Recurrent, twin).forward(input, hx)
 
 
 class VariationalDropoutTanhRNN(_Recurrent, nn.RNN):

@@ -6,16 +6,19 @@ incoming weights are all zero is a constant of its unit and stays, as a bias.
 """
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from vdbench import metrics
+from vdbench.conversion import KINDS
 from vdbench.language import RNNLM, OneHotRNNLM
 
 GATES = {"LSTM": 4, "RNN_TANH": 1}
 
 LanguageModel = RNNLM | OneHotRNNLM
+_FORWARDS = {kind.forward for kind in (RNNLM, OneHotRNNLM, nn.Dropout, nn.GRU, *KINDS, *KINDS.values())}
 
 
 @dataclass(frozen=True)
@@ -79,15 +82,27 @@ def told_words(kept: Tensor, vocabulary: tuple[str, ...], *, count: int = 12) ->
     return {"frequent_dropped": dropped[:count], "rare_kept": left[::-1][:count]}
 
 
+def is_as_made(model: nn.Module) -> TypeGuard[LanguageModel]:
+    """Whether a model is one of `language` and computes nothing else. A subclass, of it or of a layer, may have a
+    forward pass of its own; hooks may do anything."""
+    return isinstance(model, LanguageModel) and all(
+        type(module).forward in _FORWARDS and not (module._forward_hooks or module._forward_pre_hooks)
+        for module in model.modules()
+    )
+
+
 def structure(model: nn.Module) -> Structure:
     """What a language model is made of and left with, in eval mode.
 
     Raises:
-        ValueError: the model is not one of `language`, or its recurrent layer is neither an LSTM nor a tanh RNN that
-            goes one way, without projection, over words (T, N).
+        ValueError: the model is not one of `language`, or has hooks or a forward pass of its own; or its recurrent
+            layer is neither an LSTM nor a tanh RNN that goes one way, without projection, over words (T, N).
     """
-    if not isinstance(model, LanguageModel):
-        raise ValueError(f"{type(model).__name__} is not a language model of vdbench: it is RNNLM or OneHotRNNLM")
+    if not is_as_made(model):
+        raise ValueError(
+            f"{type(model).__name__} is not a language model of vdbench: such is RNNLM or OneHotRNNLM, without hooks "
+            "or a forward pass of its own"
+        )
     if model.rnn.mode not in GATES:
         raise ValueError(f"a recurrent layer of kind {model.rnn.mode}: there are {' and '.join(GATES)}")
     for setting in ("batch_first", "bidirectional", "proj_size"):
@@ -105,9 +120,9 @@ def structure(model: nn.Module) -> Structure:
         bias = sum(biases, torch.zeros(gates * units)).view(gates, units)
         layers.insert(0, Recurrence(inputs, hidden, bias, kept))
         matters = inputs[:, kept].any(dim=0).any(dim=0)
-    embedding = weights.get("embedding")
-    assert model.output.bias is not None
-    return Structure(embedding, matters, layers, weights["output"], model.output.bias.detach().cpu())
+    embedding, output, bias = weights.get("embedding"), weights["output"], model.output.bias
+    bias = torch.zeros(len(output)) if bias is None else bias.detach().cpu()
+    return Structure(embedding, matters, layers, output, bias)
 
 
 def _leading_to(matters: Tensor, hidden: Tensor) -> Tensor:

@@ -162,9 +162,8 @@ class SparseLanguageModel(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         """What is left of the weights fits no other model."""
         *_, errors = others
-        errors.append(
-            f"{prefix}: load the weights into the model that this was made from, and call to_cpu_sparse again"
-        )
+        which = prefix.removesuffix(".") or "this"
+        errors.append(f"load the weights into the model that {which} was made from, and call to_cpu_sparse again")
 
     def train(self, mode: bool = True) -> "SparseLanguageModel":
         """Stays in eval mode: there is nothing left to train."""
