@@ -133,7 +133,8 @@ def wide_range_of_weights() -> tuple[np.ndarray, np.ndarray]:
 def test_posterior_is_the_formula_in_float64():
     weight, log_sigma2 = wide_range_of_weights()
     mean, variance, by_weight, by_log_sigma2 = (np.empty_like(weight) for _ in range(4))
-    kl = kernels.posterior(weight, log_sigma2, mean, variance, by_weight, by_log_sigma2, math.exp(3))
+    kl = kernels.posterior(weight, log_sigma2, mean, variance, math.exp(3))
+    kernels.divergence_gradients(weight, log_sigma2, by_weight, by_log_sigma2, 1.0)
 
     w, ls2 = (torch.from_numpy(a).double().requires_grad_() for a in (weight, log_sigma2))
     expected = formula(w, ls2).sum()
@@ -154,11 +155,12 @@ def test_posterior_is_the_formula_in_float64():
 def test_posterior_gradients_are_the_chain_rule():
     weight, log_sigma2 = wide_range_of_weights()
     mean, variance, by_weight, by_log_sigma2, grad_weight, grad_log_sigma2 = (np.empty_like(weight) for _ in range(6))
-    kernels.posterior(weight, log_sigma2, mean, variance, by_weight, by_log_sigma2, math.exp(3))
+    kernels.posterior(weight, log_sigma2, mean, variance, math.exp(3))
+    kernels.divergence_gradients(weight, log_sigma2, by_weight, by_log_sigma2, 1.0)
     rng = np.random.default_rng(1)
     grad_mean, grad_variance = rng.normal(size=(2, weight.size)).astype(np.float32)
-    inputs = (weight, variance, by_weight, by_log_sigma2)
-    kernels.posterior_gradients(grad_mean, grad_variance, 0.3, *inputs, grad_weight, grad_log_sigma2, math.exp(3))
+    arrays = (weight, log_sigma2, grad_mean, grad_variance, grad_weight, grad_log_sigma2)
+    kernels.posterior_gradients(*arrays, 0.3, math.exp(3))
     kept = (mean != 0) | ((weight == 0) & (variance < math.exp(3) * EPS))
     np.testing.assert_allclose(grad_weight, 0.3 * by_weight + grad_mean * kept, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(grad_log_sigma2, 0.3 * by_log_sigma2 + grad_variance * variance, rtol=1e-5, atol=1e-6)
@@ -234,14 +236,10 @@ def test_what_is_computed_again_to_save_memory_is_what_was_there(shape, bfloat16
         (outputs.square().sum() + kl).backward()
         return [t.grad for t in (inputs, *layer.parameters()) if t.grad is not None]
 
-    kept = gradients()
-    monkeypatch.setattr(posterior, "COMPUTED_AGAIN", 1)
-    of_weights = gradients()
+    again = gradients()
     monkeypatch.setattr(variational, "square_computed_again", lambda *_: contextlib.nullcontext())
-    of_inputs = gradients()
-    assert len(kept) == 4
-    for others in (of_weights, of_inputs):
-        assert all(torch.equal(a, b) for a, b in zip(kept, others, strict=True))
+    assert len(again) == 4
+    assert all(torch.equal(a, b) for a, b in zip(again, gradients(), strict=True))
 
 
 def test_a_layer_keeps_neither_its_squared_input_nor_a_second_output():
@@ -263,7 +261,8 @@ draw = np.random.default_rng(0)
 weight, mean, noise, grad = (draw.normal(size=20_000).astype(np.float32) for _ in range(4))
 log_sigma2, variance = draw.normal(-6, 3, 20_000).astype(np.float32), abs(draw.normal(size=20_000)).astype(np.float32)
 made = [np.zeros_like(weight) for _ in range(9)]
-kl = [kernels.posterior(weight, log_sigma2, *made[:4], 20.0), kernels.divergence(weight, log_sigma2)]
+kl = [kernels.posterior(weight, log_sigma2, *made[:2], 20.0), kernels.divergence(weight, log_sigma2)]
+kernels.posterior_gradients(weight, log_sigma2, grad, noise, *made[2:4], 1.0, 20.0)
 kernels.divergence_gradients(weight, log_sigma2, *made[4:6], 1.0)
 kl.append(kernels.sample(weight, log_sigma2, made[6], 7, 20.0))
 kernels.sample_gradients(weight, log_sigma2, grad, *made[7:9], 1.0, 7, 20.0)

@@ -128,59 +128,43 @@ def _divergence(unclipped):
 
 
 @njit(**_INLINED)
-def _posterior_block(weight, log_sigma2, mean, variance, by_weight, by_log_sigma2, alpha_limit):
+def _posterior_block(weight, log_sigma2, mean, variance, alpha_limit):
     _full_width()
     kl = f32(0.0)
     for i in range(weight.size):
         square = weight[i] * weight[i] + _EPS
-        kl_of_one, slope = _divergence(log_sigma2[i] - log(square))
-        kl += kl_of_one
-        by_log_sigma2[i] = slope
-        by_weight[i] = f32(-2.0) * weight[i] / square * slope
         variance[i] = exp(clip(log_sigma2[i], _LARGEST))
         mean[i] = f32(0.0) if variance[i] >= alpha_limit * square else weight[i]
+        kl += _divergence(log_sigma2[i] - log(square))[0]
     return kl
 
 
 @njit(**JIT)
-def posterior(weight, log_sigma2, mean, variance, by_weight, by_log_sigma2, alpha_limit):
-    """The summed KL divergence; written into the arrays given: variance = exp(log_sigma2), mean = 0 where
-    variance >= alpha_limit * (weight^2 + 1e-8) and else weight, and the gradients of the KL divergence."""
+def posterior(weight, log_sigma2, mean, variance, alpha_limit):
+    """The summed KL divergence; written into the arrays given: mean = 0 where exp(log_sigma2) >= alpha_limit *
+    (weight^2 + 1e-8) and else weight, and variance = exp(log_sigma2)."""
     kl = 0.0
     for start in range(0, weight.size, _BLOCK):
         part = slice(start, min(start + _BLOCK, weight.size))
-        kl += _posterior_block(
-            weight[part],
-            log_sigma2[part],
-            mean[part],
-            variance[part],
-            by_weight[part],
-            by_log_sigma2[part],
-            f32(alpha_limit),
-        )
+        kl += _posterior_block(weight[part], log_sigma2[part], mean[part], variance[part], f32(alpha_limit))
     return kl
 
 
 @njit(**JIT)
 def posterior_gradients(
-    grad_mean,
-    grad_variance,
-    grad_kl,
-    weight,
-    variance,
-    by_weight,
-    by_log_sigma2,
-    grad_weight,
-    grad_log_sigma2,
-    alpha_limit,
+    weight, log_sigma2, grad_mean, grad_variance, grad_weight, grad_log_sigma2, grad_kl, alpha_limit
 ):
     """The gradients of `posterior` by weight and by log_sigma2, written into `grad_weight` and `grad_log_sigma2`."""
     _full_width()
     scale, limit = f32(grad_kl), f32(alpha_limit)
     for i in range(weight.size):
-        removed = variance[i] >= limit * (weight[i] * weight[i] + _EPS)
-        grad_weight[i] = by_weight[i] * scale + (f32(0.0) if removed else grad_mean[i])
-        grad_log_sigma2[i] = by_log_sigma2[i] * scale + grad_variance[i] * variance[i]
+        square = weight[i] * weight[i] + _EPS
+        variance = exp(clip(log_sigma2[i], _LARGEST))
+        slope = scale * _divergence(log_sigma2[i] - log(square))[1]
+        by_mean = grad_mean[i]
+        by_mean = f32(0.0) if variance >= limit * square else by_mean
+        grad_weight[i] = f32(-2.0) * weight[i] / square * slope + by_mean
+        grad_log_sigma2[i] = slope + grad_variance[i] * variance
 
 
 @njit(inline="always")

@@ -1,7 +1,7 @@
 """The Gaussian posterior of a weight and the noise of an output, as differentiable operations.
 
-Each has three forms of the same formulas: fused kernels for float32 on a CPU (numba) and on a GPU (Triton, `on_gpu`),
-torch operations for the rest. The equations are those of the paper, see `variational`.
+Each has three forms of the same formulas: fused kernels for float32 on a CPU (numba, `on_cpu`) and on a GPU (Triton,
+`on_gpu`), torch operations for the rest. The equations are those of the paper, see `variational`.
 """
 
 import logging
@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vdbench.autograd import first_derivative, overwritable
+from vdbench.autograd import first_derivative
 from vdbench.mistakes import first_line
 
 log = logging.getLogger("vdbench")
 
 LOG_ALPHA_CLIP = 8.0
-COMPUTED_AGAIN = 2**20  # weights of a layer from which what the gradients need is not kept: memory counts for more
 EPS = 1e-8  # under the logarithm of weight^2 and under the square root of the variance
 
 # Constants of the approximation to the KL divergence (paper, equation 14).
@@ -56,6 +55,12 @@ def _is_fused_on_gpu(*tensors: Tensor) -> bool:
     if not _are_alike("cuda", *tensors) or any(t.dtype == torch.float64 for t in tensors):
         return False
     return _triton_works(tensors[0].device)
+
+
+def _on_cpu() -> Any:
+    from vdbench import on_cpu
+
+    return on_cpu
 
 
 def _on_gpu() -> Any:
@@ -149,76 +154,33 @@ class Posterior(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, log_sigma2: Tensor, alpha_limit: float) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.fused, ctx.alpha_limit = is_fused(weight, log_sigma2), alpha_limit
-        if ctx.fused:
-            kl, mean, variance, by_weight, by_log_sigma2 = _fused_posterior(weight, log_sigma2, alpha_limit)
-            if weight.numel() >= COMPUTED_AGAIN:
-                ctx.save_for_backward(weight, log_sigma2)
-                return mean, variance, kl
-        else:
-            square = weight.square() + EPS
-            unclipped = log_sigma2 - torch.log(square)
-            loga = unclipped.clamp(-LOG_ALPHA_CLIP, LOG_ALPHA_CLIP)
-            gate = torch.sigmoid(K2 + K3 * loga)
-            kl = (K1 * (1 - gate) + 0.5 * functional.softplus(-loga)).sum()
-            slope = -0.5 * torch.sigmoid(-loga) - K1 * K3 * gate * (1 - gate)
-            by_log_sigma2 = slope * (unclipped == loga)  # the clip passes no gradient outside [-8, 8]
-            by_weight = -2 * weight / square * by_log_sigma2
-            variance = log_sigma2.exp()
-            mean = weight.masked_fill(variance >= alpha_limit * square, 0.0)
-        ctx.save_for_backward(weight, variance, by_weight, by_log_sigma2)
-        return mean, variance, kl
+        square = weight.square() + EPS
+        unclipped = log_sigma2 - torch.log(square)
+        loga = unclipped.clamp(-LOG_ALPHA_CLIP, LOG_ALPHA_CLIP)
+        gate = torch.sigmoid(K2 + K3 * loga)
+        kl = (K1 * (1 - gate) + 0.5 * functional.softplus(-loga)).sum()
+        slope = -0.5 * torch.sigmoid(-loga) - K1 * K3 * gate * (1 - gate)
+        by_log_sigma2 = slope * (unclipped == loga)  # the clip passes no gradient outside [-8, 8]
+        by_weight = -2 * weight / square * by_log_sigma2
+        variance = log_sigma2.exp()
+        removed = variance >= alpha_limit * square
+        ctx.save_for_backward(removed, variance, by_weight, by_log_sigma2)
+        return weight.masked_fill(removed, 0.0), variance, kl
 
     @staticmethod
     @first_derivative
     def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        saved = ctx.saved_tensors  # which may be unpacked once, where activations are checkpointed
-        if len(saved) == 2:
-            weight, log_sigma2 = saved
-            _, _, variance, by_weight, by_log_sigma2 = _fused_posterior(weight, log_sigma2, ctx.alpha_limit)
-        else:
-            weight, variance, by_weight, by_log_sigma2 = saved
-        if ctx.fused and is_fused(weight, grad_mean, grad_variance):
-            from vdbench import kernels
-
-            gradients = torch.empty_like(weight), torch.empty_like(weight)
-            arrays = [flat(t) for t in (weight, variance, by_weight, by_log_sigma2, *gradients)]
-            grads = flat(grad_mean), flat(grad_variance), grad_kl.item()
-            kernels.posterior_gradients(*grads, *arrays, alpha_limit=ctx.alpha_limit)
-            return *gradients, None
-        removed = variance >= ctx.alpha_limit * (weight.square() + EPS)
+        removed, variance, by_weight, by_log_sigma2 = ctx.saved_tensors
         by_mean = grad_mean.masked_fill(removed, 0.0)
         return by_weight * grad_kl + by_mean, by_log_sigma2 * grad_kl + grad_variance * variance, None
 
 
-def _fused_posterior(weight: Tensor, log_sigma2: Tensor, alpha_limit: float) -> tuple[Tensor, ...]:
-    """KL divergence, mean, variance, and the gradients of the divergence by weight and by log_sigma2."""
-    from vdbench import kernels
-
-    made = tuple(torch.empty_like(weight) for _ in range(4))
-    arrays = [flat(t) for t in (weight, log_sigma2, *made)]
-    return weight.new_tensor(kernels.posterior(*arrays, alpha_limit=alpha_limit)), *made
-
-
 class AddNoise(torch.autograd.Function):
-    """mean + sqrt(max(variance, 0) + 1e-8) * noise. The floor keeps the gradient finite where the variance is 0.
-
-    The mean may be overwritten.
-    """
+    """mean + sqrt(max(variance, 0) + 1e-8) * noise. The floor keeps the gradient finite where the variance is 0."""
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
         ctx.dtype, variance = variance.dtype, wide(variance)
-        if is_fused(mean, variance):
-            from vdbench import kernels
-
-            out, size = overwritable(ctx, mean), mean.numel()
-            noise = torch.empty(-(-size // 4) * 4)
-            kernels.fill_normal(noise.numpy(), torch.randint(2**63 - 1, ()).item())
-            noise = noise[:size].as_strided(out.shape, out.stride())
-            kernels.add_noise(*(flat(t) for t in (out, variance, noise)))
-            ctx.save_for_backward(noise)
-            return out
         std = (variance.clamp_min(0.0) + EPS).sqrt()
         noise = torch.randn_like(std)
         ctx.save_for_backward(0.5 * noise / std)
@@ -234,13 +196,21 @@ class AddNoise(torch.autograd.Function):
 def posterior(weight: Tensor, log_sigma2: Tensor, alpha_limit: float) -> tuple[Tensor, Tensor, Tensor]:
     """Mean of every weight, zero where alpha is at or above the limit, its variance, and the KL divergence summed over
     all weights. Shape: as `weight`, twice, and a scalar."""
-    function: Any = _on_gpu().Posterior if _is_fused_on_gpu(weight, log_sigma2) else Posterior
+    function: Any = Posterior
+    if is_fused(weight, log_sigma2):
+        function = _on_cpu().Posterior
+    elif _is_fused_on_gpu(weight, log_sigma2):
+        function = _on_gpu().Posterior
     return cast(tuple[Tensor, Tensor, Tensor], function.apply(weight, log_sigma2, alpha_limit))
 
 
 def add_noise(mean: Tensor, variance: Tensor) -> Tensor:
     """mean + sqrt(max(variance, 0) + 1e-8) * noise; the mean may be overwritten."""
-    function: Any = _on_gpu().AddNoise if _is_fused_on_gpu(mean, variance) else AddNoise
+    function: Any = AddNoise
+    if is_fused(mean) and _are_alike("cpu", mean, variance) and variance.dtype != torch.float64:
+        function = _on_cpu().AddNoise
+    elif _is_fused_on_gpu(mean, variance):
+        function = _on_gpu().AddNoise
     return cast(Tensor, function.apply(mean, variance))
 
 
@@ -252,52 +222,8 @@ def sample(weight: Tensor, log_sigma2: Tensor, alpha_limit: float, rows: Tensor 
         rows: (R,) int64, distinct; None for all.
     """
     if is_fused(weight, log_sigma2):
-        return cast(tuple[Tensor, Tensor], _FusedSample.apply(weight, log_sigma2, alpha_limit, rows))
+        return cast(tuple[Tensor, Tensor], _on_cpu().Sample.apply(weight, log_sigma2, alpha_limit, rows))
     mean, _, kl = posterior(weight, log_sigma2, alpha_limit)
     if rows is not None:
         mean, log_sigma2 = mean[rows], log_sigma2[rows]
     return mean + (0.5 * log_sigma2).exp() * torch.randn_like(mean), kl
-
-
-class _FusedSample(torch.autograd.Function):
-    """`sample` for what the numba kernels serve. Nothing is kept for the gradients but a seed: all else is computed
-    again, so that a sample needs no more memory than itself."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, log_sigma2: Tensor, alpha_limit: float, rows: Any) -> tuple[Tensor, Tensor]:
-        from vdbench import kernels
-
-        ctx.alpha_limit, ctx.seed, ctx.rows = alpha_limit, torch.randint(2**62, ()).item(), rows
-        ctx.save_for_backward(weight, log_sigma2)
-        chosen = [t if rows is None else t.detach()[rows] for t in (weight, log_sigma2)]
-        out = torch.empty_like(chosen[0])
-        kl = kernels.sample(*(flat(t) for t in (*chosen, out)), seed=ctx.seed, alpha_limit=alpha_limit)
-        return out, weight.new_tensor(kl if rows is None else kernels.divergence(flat(weight), flat(log_sigma2)))
-
-    @staticmethod
-    @first_derivative
-    def backward(ctx: Any, grad: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
-        from vdbench import kernels
-
-        weight, log_sigma2 = ctx.saved_tensors
-        if ctx.rows is None:
-            return *_sample_gradients(ctx, weight, log_sigma2, grad, grad_kl.item()), None, None
-        gradients = torch.empty_like(weight), torch.empty_like(weight)
-        arrays = [flat(t) for t in (weight, log_sigma2, *gradients)]
-        kernels.divergence_gradients(*arrays, grad_kl=grad_kl.item())
-        of_rows = _sample_gradients(ctx, weight[ctx.rows], log_sigma2[ctx.rows], grad, 0.0)
-        for gradient, part in zip(gradients, of_rows, strict=True):
-            gradient.index_add_(0, ctx.rows, part)
-        return *gradients, None, None
-
-
-def _sample_gradients(
-    ctx: Any, weight: Tensor, log_sigma2: Tensor, grad: Tensor, grad_kl: float
-) -> tuple[Tensor, Tensor]:
-    """By weight and by log_sigma2, of their sample and of their divergence."""
-    from vdbench import kernels
-
-    made = torch.empty_like(weight), torch.empty_like(weight)
-    arrays = [flat(t) for t in (weight, log_sigma2, ordered_as(weight, grad), *made)]
-    kernels.sample_gradients(*arrays, grad_kl=grad_kl, seed=ctx.seed, alpha_limit=ctx.alpha_limit)
-    return made
