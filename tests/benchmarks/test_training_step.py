@@ -116,9 +116,8 @@ def steps(model: str) -> Iterator[dict[str, Step]]:
 @pytest.mark.benchmark(group="training step", timer=time.process_time)
 @pytest.mark.parametrize("model", ["lenet300100", "lenet5"])
 def test_variational_step(benchmark, steps, model, capsys):
-    torch.testing.assert_close(
-        kl_divergence(to_variational_dropout(seeded_net(model))), textbook_kl(textbook_net(model))
-    )
+    ours, theirs = kl_divergence(to_variational_dropout(seeded_net(model))), textbook_kl(textbook_net(model))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0.0)
     for step in [*steps.values()] * WARM_UP:
         assert math.isfinite(step())
     seconds: dict[str, list[float]] = {"dense": [], "textbook": []}
