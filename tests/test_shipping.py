@@ -200,6 +200,8 @@ def test_nets_travel_by_what_they_lose_as_far_as_a_set_goes(monkeypatch):
         for record, (_, size) in zip(made, runs.values(), strict=True)
     ]
     assert shipping.shippable(found) == {("fc", "vd_warmup", 0), ("fc", "magnitude", 0)}
+    later = [r.model_copy(update={"seed": 1}) if r.method == "vd_warmup" else r for r in found]
+    assert shipping.shippable(later) == {("fc", "vd_finetune", 0)}  # another seed of what is there already comes last
     explored = [r.model_copy(update={"spec": r.spec | {"validation_size": 9}}) for r in found]
     assert shipping.shippable(explored) == set()
     diverged = [r.model_copy(update={"status": "diverged"}) if r.method == "vd_warmup" else r for r in found]
