@@ -116,15 +116,23 @@ def clip(x, limit):
 
 
 @njit(inline="always")
-def _divergence(unclipped):
+def _divergence(square, log_sigma2):
     """The KL divergence of one weight (Molchanov et al. 2017, equation 14) and its derivative by log alpha, which is
-    clipped."""
+    clipped; `square` is weight^2 + 1e-8."""
+    unclipped = log_sigma2 - log(square)
     log_alpha = clip(unclipped, _CLIP)
     inverse_alpha = exp(-log_alpha)
     gate = f32(1.0) / (f32(1.0) + exp(-_K2 - _K3 * log_alpha))
     kl = _K1 * (f32(1.0) - gate) + f32(0.5) * log(f32(1.0) + inverse_alpha)
     slope = -f32(0.5) * inverse_alpha / (f32(1.0) + inverse_alpha) - _K1 * _K3 * gate * (f32(1.0) - gate)
     return kl, slope if log_alpha == unclipped else f32(0.0)
+
+
+@njit(inline="always")
+def _divergence_gradient(weight, square, log_sigma2, scale):
+    """The derivatives of the divergence of one weight by weight and by log_sigma2, times `scale`."""
+    slope = scale * _divergence(square, log_sigma2)[1]
+    return f32(-2.0) * weight / square * slope, slope
 
 
 @njit(**_INLINED)
@@ -135,7 +143,7 @@ def _posterior_block(weight, log_sigma2, mean, variance, alpha_limit):
         square = weight[i] * weight[i] + _EPS
         variance[i] = exp(clip(log_sigma2[i], _LARGEST))
         mean[i] = f32(0.0) if variance[i] >= alpha_limit * square else weight[i]
-        kl += _divergence(log_sigma2[i] - log(square))[0]
+        kl += _divergence(square, log_sigma2[i])[0]
     return kl
 
 
@@ -160,11 +168,10 @@ def posterior_gradients(
     for i in range(weight.size):
         square = weight[i] * weight[i] + _EPS
         variance = exp(clip(log_sigma2[i], _LARGEST))
-        slope = scale * _divergence(log_sigma2[i] - log(square))[1]
-        by_mean = grad_mean[i]
-        by_mean = f32(0.0) if variance >= limit * square else by_mean
-        grad_weight[i] = f32(-2.0) * weight[i] / square * slope + by_mean
-        grad_log_sigma2[i] = slope + grad_variance[i] * variance
+        removed = variance >= limit * square
+        by_weight, by_log_sigma2 = _divergence_gradient(weight[i], square, log_sigma2[i], scale)
+        grad_weight[i] = by_weight + (f32(0.0) if removed else grad_mean[i])
+        grad_log_sigma2[i] = by_log_sigma2 + grad_variance[i] * variance
 
 
 @njit(inline="always")
@@ -219,7 +226,7 @@ def _divergence_block(weight, log_sigma2):
     _full_width()
     kl = f32(0.0)
     for i in range(weight.size):
-        kl += _divergence(log_sigma2[i] - log(weight[i] * weight[i] + _EPS))[0]
+        kl += _divergence(weight[i] * weight[i] + _EPS, log_sigma2[i])[0]
     return kl
 
 
@@ -240,9 +247,7 @@ def divergence_gradients(weight, log_sigma2, grad_weight, grad_log_sigma2, grad_
     scale = f32(grad_kl)
     for i in range(weight.size):
         square = weight[i] * weight[i] + _EPS
-        slope = scale * _divergence(log_sigma2[i] - log(square))[1]
-        grad_log_sigma2[i] = slope
-        grad_weight[i] = f32(-2.0) * weight[i] / square * slope
+        grad_weight[i], grad_log_sigma2[i] = _divergence_gradient(weight[i], square, log_sigma2[i], scale)
 
 
 @njit(**_INLINED)
@@ -253,7 +258,7 @@ def _sample_block(weight, log_sigma2, noise, out, alpha_limit):
         square = weight[i] * weight[i] + _EPS
         std = exp(f32(0.5) * clip(log_sigma2[i], _LARGEST))
         out[i] = (f32(0.0) if std * std >= alpha_limit * square else weight[i]) + std * noise[i]
-        kl += _divergence(log_sigma2[i] - log(square))[0]
+        kl += _divergence(square, log_sigma2[i])[0]
     return kl
 
 
@@ -275,10 +280,10 @@ def _sample_gradients_block(weight, log_sigma2, noise, grad, grad_weight, grad_l
     for i in range(weight.size):
         square = weight[i] * weight[i] + _EPS
         std = exp(f32(0.5) * clip(log_sigma2[i], _LARGEST))
-        slope = scale * _divergence(log_sigma2[i] - log(square))[1]
         removed = std * std >= alpha_limit * square
-        grad_weight[i] = f32(-2.0) * weight[i] / square * slope + (f32(0.0) if removed else grad[i])
-        grad_log_sigma2[i] = slope + f32(0.5) * std * noise[i] * grad[i]
+        by_weight, by_log_sigma2 = _divergence_gradient(weight[i], square, log_sigma2[i], scale)
+        grad_weight[i] = by_weight + (f32(0.0) if removed else grad[i])
+        grad_log_sigma2[i] = by_log_sigma2 + f32(0.5) * std * noise[i] * grad[i]
 
 
 @njit(**JIT)
