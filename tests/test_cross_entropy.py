@@ -55,6 +55,14 @@ def test_who_still_needs_the_logits_is_told():
         other.backward()
 
 
+def test_a_second_time_through_the_same_graph_is_refused():
+    leaf, targets = made(4, 6)
+    loss = cross_entropy(leaf * 1, targets)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        loss.backward()
+
+
 def test_where_nothing_is_differentiated_the_logits_stay():
     leaf, targets = made(3, 7)
     logits = leaf.detach().clone()

@@ -59,7 +59,10 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return ctx.gradient.mul_(grad) if grad.item() != 1.0 else ctx.gradient, None
+        gradient, ctx.gradient = ctx.gradient, None  # whoever gets it may write to it
+        if gradient is None:
+            raise RuntimeError("vdbench.cross_entropy is differentiated once at most: torch's own can be again")
+        return gradient.mul_(grad) if grad.item() != 1.0 else gradient, None
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -70,7 +73,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
     Raises:
         IndexError: a target is no class. ValueError: more or fewer targets than rows. From torch where its own serves,
-        as it names them.
+        as it names them. RuntimeError, from `backward`: a second one through the same graph.
     """
     served = logits.requires_grad and torch.is_grad_enabled() and logits.is_contiguous() and is_fused(logits)
     if not served or logits.dim() != 2 or not len(logits):
