@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import table
+from benchmarks import reached, table
 
 from vdbench import cli, costs, current, data, metrics, netfile, pages, records, shipping, tables
 from vdbench.config import BASELINE_METHODS, load_suite
@@ -31,6 +31,13 @@ SUITES = sorted(path.parent.name for path in RECORDED.parent.glob("*/tables"))
 def test_no_recorded_run_is_stale(suite):
     found, notes = current.load(RECORDED.parent / suite, load_suite(ROOT / "configs" / f"{suite}.yaml"))
     assert found
+    assert [note for note in notes if note.startswith("stale")] == []
+
+
+@pytest.mark.parametrize("suite", reached.SUITES)
+def test_no_timing_on_another_processor_is_stale(suite):
+    found, notes = current.load(reached.FOLDERS[1] / suite, load_suite(ROOT / "configs" / f"{suite}.yaml"))
+    assert {record.stage for record in found} == {"time"}
     assert [note for note in notes if note.startswith("stale")] == []
 
 
@@ -63,6 +70,10 @@ def test_readme_shows_the_recorded_speeds():
 
 def test_the_page_on_training_shows_the_recorded_steps():
     assert pages.shown(table.PAGE.read_text(encoding="utf-8"), "steps") == table.recorded() != ""
+
+
+def test_the_page_on_the_engine_shows_what_is_reached():
+    assert pages.shown(reached.PAGE.read_text(encoding="utf-8"), "reached") == reached.render() != ""
 
 
 def test_the_page_on_clusters_shows_what_the_recorded_runs_took():
