@@ -154,6 +154,19 @@ def test_links_within_a_folder_are_followed_and_broken_ones_named(mirror: Path) 
         data.load("folder:pets")
 
 
+def test_links_in_circles_are_refused_and_not_followed_for_ever(mirror: Path) -> None:
+    for name in ("cat", "dog"):
+        (mirror / f"pets/train/{name}/up").symlink_to("..")
+    with pytest.raises(DataError, match=r"train/\w+/up/\w+/\w\.png: pictures belong in train/<class>/"):
+        data.load("folder:pets")
+
+
+def test_hidden_folders_are_not_walked(mirror: Path) -> None:
+    for name in ("cat", "dog"):
+        (mirror / f"pets/train/{name}/.up").symlink_to("..")
+    assert len(data.load("folder:pets").train_labels) == 5
+
+
 @pytest.mark.parametrize("kind", ["symbolic", "hard", "above", "absolute", "device"])
 def test_archives_with_links_or_ways_out_are_refused(mirror: Path, kind: str) -> None:
     packed(mirror, ".tar")

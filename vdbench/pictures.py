@@ -125,8 +125,12 @@ def in_folder(root: Path) -> Tree:
     for split in ("train", "test"):
         for place, inner, names in os.walk(root / split, followlinks=True):
             here = Path(place).relative_to(root)
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            found = [name for name in names if not name.startswith(".")]
             folders += [(here / name).as_posix() for name in inner]
-            files |= {(here / name).as_posix(): root / here / name for name in names}
+            files |= {(here / name).as_posix(): root / here / name for name in found}
+            if found and len(here.parts) > 2:
+                break  # too deep, and refused: not worth following links for, which may go in circles
     return Tree(str(root), folders, files)
 
 
