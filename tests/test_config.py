@@ -125,6 +125,11 @@ def test_merged_keys_may_be_overridden():
             10**6,
             "kl_zero_epochs .1000000. leaves none of epochs .2. with",
         ),
+        (
+            "experiments/fc/methods/vd_finetune/kl_warmup_epochs",
+            5,
+            "kl_zero_epochs .1. leaves none of epochs .2. with a KL weight; the first of kl_warmup_epochs has none",
+        ),
         ("experiments/fc/dataset", "ptb", "model: lenet300100 is not for ptb: language models are for texts"),
         ("experiments/fc/model", "rnnlm_lstm", "model: rnnlm_lstm is not for"),
         ("experiments/fc/model", "vgglike_k025", "model: vgglike_k025 is not for .*: LeNets are for digits"),

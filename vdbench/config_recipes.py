@@ -58,9 +58,11 @@ class VariationalRecipe(DenseRecipe):
 
     @model_validator(mode="after")
     def _divergence_counts(self) -> Self:
-        if self.kl_zero_epochs >= self.epochs:
+        weightless = self.kl_zero_epochs + bool(self.kl_warmup_epochs)  # the weight rises from 0 in an epoch at 0
+        if weightless >= self.epochs:
             raise ValueError(
-                f"kl_zero_epochs ({self.kl_zero_epochs}) leaves none of epochs ({self.epochs}) with a KL weight"
+                f"kl_zero_epochs ({self.kl_zero_epochs}) leaves none of epochs ({self.epochs}) with a KL weight; the "
+                "first of kl_warmup_epochs has none"
             )
         return self
 
