@@ -161,7 +161,7 @@ def figures(suite: Suite) -> dict[str, tuple[str, list[str]]]:
     if suite.experiments:
         found["error_vs_compression"] = ("error_vs_compression", list(suite.experiments))
     widths = [name for name, experiment in suite.experiments.items() if experiment.model in VGG_WIDTHS]
-    if widths:
+    if len({suite.experiments[name].model for name in widths}) > 1:
         found["error_and_compression_by_width"] = ("error_and_compression_by_width", widths)
     for name, experiment in suite.experiments.items():
         kinds = ["training_curves", *(["published_curves"] if published.curves(experiment) else [])]

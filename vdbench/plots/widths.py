@@ -44,16 +44,17 @@ def error_and_compression_by_width(*views: View) -> Figure:
         compression.set(xlabel="Width k", ylabel="Compression, |W| / |W ≠ 0|")
         compression.set_title(_thresholds(group), fontsize="small")
         part.suptitle(f"{outputs.dataset(group[0].experiment)} ({', '.join(sorted({v.source for v in group}))})")
-        part.legend(handles=[*method_handles(methods, marker="o"), *handles], loc="outside lower center", ncols=3)
+        ours = [handle for m in methods for handle in method_handles([m], marker=MARKERS[m], linestyle="")]
+        part.legend(handles=[*ours, *handles], loc="outside lower center", ncols=3)
     return figure
 
 
 def _thresholds(group: Sequence[View]) -> str:
     """Where weights are removed, if it is not the same at all widths."""
-    widths: dict[float, list[float]] = {}
+    widths: dict[float, set[float]] = {}
     for view in group:
         if view.of("prune", VARIATIONAL_METHODS):
-            widths.setdefault(view.experiment.threshold, []).append(VGG_WIDTHS[view.experiment.model])
+            widths.setdefault(view.experiment.threshold, set()).add(VGG_WIDTHS[view.experiment.model])
     if len(widths) < 2:
         return ""
     parts = [f"≥ {threshold:g} (k = {', '.join(f'{k:g}' for k in sorted(ks))})" for threshold, ks in widths.items()]
@@ -77,6 +78,7 @@ def _published(error: Axes, compression: Axes, dataset: str) -> list[Line2D]:
 
 
 def _ours(axis: Axes, group: Sequence[View], method: str, quantity: str) -> None:
+    """A point an experiment. No line joins them: a width may have several, by recipes of their own."""
     points: list[tuple[float, Summary]] = []
     for view in group:
         nets = view.of("prune", [method])
@@ -86,10 +88,9 @@ def _ours(axis: Axes, group: Sequence[View], method: str, quantity: str) -> None
         summary = summarise(values)
         if summary:
             points.append((VGG_WIDTHS[view.experiment.model], summary))
-    points.sort(key=lambda point: point[0])
     means = [summary.mean for _, summary in points]
     ends = [summary.interval or (summary.mean, summary.mean) for _, summary in points]
     spread = [[m - low for m, (low, _) in zip(means, ends, strict=True)],
               [high - m for m, (_, high) in zip(means, ends, strict=True)]]  # fmt: skip
-    look = {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 6, "capsize": 3, "linewidth": 1.4}
+    look = {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 6, "capsize": 3, "linestyle": ""}
     axis.errorbar([width for width, _ in points], means, yerr=spread, **look)
