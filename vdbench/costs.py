@@ -87,4 +87,4 @@ def _table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(pages.replaced(PAGE.read_text(encoding="utf-8"), "costs", render()), encoding="utf-8")
+    pages.rewrite(PAGE, "costs", render())

@@ -1,6 +1,7 @@
 """Parts of pages that are written from records: what lies between `<!-- name: command -->` and `<!-- /name -->`."""
 
 import re
+from pathlib import Path
 
 
 def shown(page: str, name: str) -> str:
@@ -12,6 +13,11 @@ def replaced(page: str, name: str, text: str) -> str:
     """The page with that part anew. Raises ValueError: it has none."""
     part = _part(page, name)
     return page[: part.start()] + text + page[part.end() :]
+
+
+def rewrite(page: Path, name: str, text: str) -> None:
+    """Have a page's file show that part anew. Raises ValueError: it has none."""
+    page.write_text(replaced(page.read_text(encoding="utf-8"), name, text), encoding="utf-8")
 
 
 def _part(page: str, name: str) -> re.Match[str]:

@@ -126,10 +126,9 @@ def in_folder(root: Path) -> Tree:
         for place, inner, names in os.walk(root / split, followlinks=True):
             here = Path(place).relative_to(root)
             inner[:] = [name for name in inner if not name.startswith(".")]
-            found = [name for name in names if not name.startswith(".")]
             folders += [(here / name).as_posix() for name in inner]
-            files |= {(here / name).as_posix(): root / here / name for name in found}
-            if found and len(here.parts) > 2:
+            files |= {(here / name).as_posix(): root / here / name for name in names}
+            if len(here.parts) > 2 and any(not name.startswith(".") for name in names):
                 break  # too deep, and refused: not worth following links for, which may go in circles
     return Tree(str(root), folders, files)
 

@@ -55,7 +55,7 @@ def main() -> None:
     table = render(chosen.files) if chosen.files else recorded()
     print(table)
     if chosen.write:
-        PAGE.write_text(pages.replaced(PAGE.read_text(encoding="utf-8"), "steps", table), encoding="utf-8")
+        pages.rewrite(PAGE, "steps", table)
 
 
 if __name__ == "__main__":

@@ -124,6 +124,13 @@ def method_handles(methods: Sequence[str], **style: object) -> list[Line2D]:
     return [Line2D([], [], color=COLOURS[m], label=outputs.METHODS[m], **style) for m in methods]  # type: ignore[arg-type]
 
 
+def marker_handles(methods: Sequence[str], **style: object) -> list[Line2D]:
+    """Where every method has a marker of its own, and no line."""
+    return [
+        handle for m in methods for handle in method_handles([m], **{"marker": MARKERS[m], "linestyle": ""} | style)
+    ]
+
+
 class _PlainLogLocator(LogLocator):
     """Ticks at 1, 2, 5, 10, 20; evenly spaced ones where under a decade and fewer than four of these are in view."""
 

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
 from vdbench import outputs, published
-from vdbench.plots.style import COLOURS, MARKERS, NoData, View, method_handles, plain_log_axis
+from vdbench.plots.style import COLOURS, MARKERS, NoData, View, marker_handles, plain_log_axis
 from vdbench.records import Record
 
 PUBLISHED_MARKERS = {"Original": "P", "Pruning (Han)": "X", "DNS (Guo)": "d", "SWS (Ullrich)": "p", "Sparse VD": "*"}
@@ -121,14 +121,9 @@ def _ratio(net: Record) -> float:
 def _handles(views: Sequence[View], *, elsewhere: bool) -> list[Line2D]:
     present = {net.method for view in views for net in view.of("prune")}
     curves = any(net.curve for view in views for net in view.of("prune"))
-    handles = [
-        handle
-        for method in outputs.METHODS
-        if method in present
-        for handle in method_handles([method], marker=MARKERS[method], linestyle="", markersize=7)
-    ]
+    handles = marker_handles([method for method in outputs.METHODS if method in present], markersize=7)
     if elsewhere:
-        (hollow,) = method_handles(["dense"], marker=MARKERS["dense"], linestyle="", markerfacecolor="white")
+        (hollow,) = marker_handles(["dense"], markerfacecolor="white")
         hollow.set_label("dense, of another experiment")
         handles.insert(int("dense" in present), hollow)
     if curves:

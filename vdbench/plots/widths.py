@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 
 from vdbench import outputs, published
 from vdbench.config import VARIATIONAL_METHODS, VGG_WIDTHS
-from vdbench.plots.style import COLOURS, MARKERS, NoData, View, method_handles, plain_log_axis
+from vdbench.plots.style import COLOURS, MARKERS, NoData, View, marker_handles, plain_log_axis
 from vdbench.stats import Summary, summarise
 
 _GREY = "#707070"
@@ -44,8 +44,7 @@ def error_and_compression_by_width(*views: View) -> Figure:
         compression.set(xlabel="Width k", ylabel="Compression, |W| / |W ≠ 0|")
         compression.set_title(_thresholds(group), fontsize="small")
         part.suptitle(f"{outputs.dataset(group[0].experiment)} ({', '.join(sorted({v.source for v in group}))})")
-        ours = [handle for m in methods for handle in method_handles([m], marker=MARKERS[m], linestyle="")]
-        part.legend(handles=[*ours, *handles], loc="outside lower center", ncols=3)
+        part.legend(handles=[*marker_handles(methods), *handles], loc="outside lower center", ncols=3)
     return figure
 
 
@@ -88,6 +87,7 @@ def _ours(axis: Axes, group: Sequence[View], method: str, quantity: str) -> None
         summary = summarise(values)
         if summary:
             points.append((VGG_WIDTHS[view.experiment.model], summary))
+    points.sort(key=lambda point: point[0])
     means = [summary.mean for _, summary in points]
     ends = [summary.interval or (summary.mean, summary.mean) for _, summary in points]
     spread = [[m - low for m, (low, _) in zip(means, ends, strict=True)],
