@@ -1,5 +1,9 @@
 """`vdbench time NET`: a net timed by hand, its speeds printed, and a record where one is asked for."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import tiny
 from tiny_suite import one_line_error
@@ -37,6 +41,27 @@ def test_a_record_is_written_where_asked(net, tmp_path):
         (size, name) for size in (1, 3) for name in ("torch_dense", "torch_csr")
     ]
     assert all(len(t.samples_s) == Timing().rounds for t in record.timing)
+
+
+ASK_AGAIN = """
+import resource, sys, torch
+from vdbench import cli
+cli.main(sys.argv[1:])
+faults = []
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(*faults)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's memory")
+def test_memory_freed_while_nets_are_timed_is_not_asked_for_again(net):
+    command = [sys.executable, "-c", ASK_AGAIN, "time", net, *FEW, "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    first, again = map(int, done.stdout.splitlines()[-1].split())
+    assert first > 0 and again < first / 10
 
 
 def test_every_number_of_threads_has_a_table(net, capsys, monkeypatch):

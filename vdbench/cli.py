@@ -79,9 +79,11 @@ def prune(args: argparse.Namespace) -> int:
 def time(args: argparse.Namespace) -> int:
     """Time inference with a pruned net, or with a random one, on every engine there is."""
     from vdbench import timing
+    from vdbench.process import keep_freed_memory
     from vdbench.running import at_work
 
     _check_way_of_timing(args)
+    keep_freed_memory()
     spec, pruned = args.spec, args.pruned
     if args.net:
         pruned = _net_file(args.net)

@@ -3,7 +3,7 @@
 from vdbench.config_recipes import BASELINE_METHODS
 
 # Raise a stage's version when a change to its code can alter numbers: every result that stands on it becomes stale.
-STAGE_VERSIONS = {"data": 1, "train": 1, "prune": 1, "time": 8}
+STAGE_VERSIONS = {"data": 1, "train": 1, "prune": 1, "time": 9}
 UPSTREAM = {"data": ("data",), "train": ("data", "train"), "prune": ("data", "train", "prune")}
 UPSTREAM["time"] = (*UPSTREAM["prune"], "time")
 
