@@ -34,13 +34,6 @@ def test_no_recorded_run_is_stale(suite):
     assert [note for note in notes if note.startswith("stale")] == []
 
 
-@pytest.mark.parametrize("suite", reached.SUITES)
-def test_no_timing_on_another_processor_is_stale(suite):
-    found, notes = current.load(reached.FOLDERS[1] / suite, load_suite(ROOT / "configs" / f"{suite}.yaml"))
-    assert {record.stage for record in found} == {"time"}
-    assert [note for note in notes if note.startswith("stale")] == []
-
-
 def test_tables_follow_from_the_records(tmp_path, capsys):
     assert cli.main(["table", str(SUITE_FILE), "--recorded", str(RECORDED), "--output", str(tmp_path)]) == 0
     made = {path.name: path.read_text() for path in tmp_path.iterdir()}

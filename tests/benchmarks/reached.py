@@ -17,7 +17,6 @@ from vdbench.stats import speedups
 
 ROOT = Path(__file__).parent.parent.parent
 RECORDED = ROOT / "results" / "recorded"
-FOLDERS = [RECORDED, RECORDED / "intel_xeon"]  # of one processor's timings each
 PAGE = ROOT / "vdbench" / "sparse" / "README.md"
 DENSE = "the best dense engine"
 PYTORCH = ("torch_dense", "torch_channels_last", "torch_compacted")
@@ -25,14 +24,13 @@ SUITES = ("paper", "cifar", "ptb", "inference")
 
 VGG, LENET = "inference/vgglike/random_masks/seed0", "paper/lenet300100-mnist/vd_*/seed0"
 LAYER = "inference/linear784-300/density0.011/seed0"
-Found = Callable[[Path], str]
-
+Found = Callable[[], str]
 
 _read = cache(records.read)
 
 
-def _runs(folder: Path, pattern: str) -> Iterator[Record]:
-    for file in sorted(folder.glob(f"{pattern}/time.json")):
+def _runs(pattern: str) -> Iterator[Record]:
+    for file in sorted(RECORDED.glob(f"{pattern}/time.json")):
         yield _read(file)
 
 
@@ -58,23 +56,23 @@ def times(pattern: str, batch: int, reference: str = DENSE) -> Found:
         assert over
         return over.value
 
-    def found(folder: Path) -> str:
-        return f"{_span([ratio(record) for record in _runs(folder, pattern)])}×"
+    def found() -> str:
+        return f"{_span([ratio(record) for record in _runs(pattern)])}×"
 
     return found
 
 
 def microseconds(pattern: str, batch: int) -> Found:
-    def found(folder: Path) -> str:
-        timed = [_timing(record, "vdbench", batch) for record in _runs(folder, pattern)]
+    def found() -> str:
+        timed = [_timing(record, "vdbench", batch) for record in _runs(pattern)]
         return f"{_span([1e6 * float(np.median(t.samples_s)) / t.examples for t in timed])} µs"
 
     return found
 
 
 def second_thread(pattern: str, batch: int) -> Found:
-    def found(folder: Path) -> str:
-        one, two = ([_timing(r, "vdbench", batch, threads) for r in _runs(folder, pattern)] for threads in (1, 2))
+    def found() -> str:
+        one, two = ([_timing(r, "vdbench", batch, threads) for r in _runs(pattern)] for threads in (1, 2))
         gains = [float(np.median(a.samples_s) / np.median(b.samples_s)) for a, b in zip(one, two, strict=True)]
         return f"{_span(gains)}×"
 
@@ -84,9 +82,9 @@ def second_thread(pattern: str, batch: int) -> Found:
 def behind_pytorch(threads: int) -> Found:
     """In how many settings, of all nets, layers and batches, PyTorch was more than 5 % faster."""
 
-    def found(folder: Path) -> str:
+    def found() -> str:
         slower = settings = 0
-        for record in (record for suite in SUITES for record in _runs(folder, f"{suite}/*/*/*")):
+        for record in (record for suite in SUITES for record in _runs(f"{suite}/*/*/*")):
             medians: dict[tuple[int, ...], dict[str, float]] = {}
             for timing in record.timing:
                 if timing.threads == threads:
@@ -131,10 +129,10 @@ AIMS: list[tuple[str, str, Found]] = [
 
 
 def render() -> str:
-    """The table, in Markdown: a column a processor."""
-    processors = [next(_runs(folder, VGG)).provenance.cpu or folder.name for folder in FOLDERS]
-    rows = [[case, asked, *(found(folder) for folder in FOLDERS)] for case, asked, found in AIMS]
-    return tabulate(rows, ["", "aim", *processors], tablefmt="github", disable_numparse=True)
+    """The table, in Markdown, headed by the processor's name."""
+    rows = [[case, asked, found()] for case, asked, found in AIMS]
+    processor = next(_runs(VGG)).provenance.cpu
+    return tabulate(rows, ["", "aim", processor], tablefmt="github", disable_numparse=True)
 
 
 def main() -> None:
