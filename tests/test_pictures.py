@@ -2,8 +2,11 @@
 
 import hashlib
 import io
+import os
 import shutil
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +92,14 @@ def emptied(folder: Path) -> None:
         path.unlink()
 
 
+def deep(path: Path) -> None:
+    """A PNG file of 6 x 5 pixels with 16 bits a colour, which Pillow does not write."""
+    header = struct.pack(">IIBBBBB", 6, 5, 16, 2, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(5 * bytes(1 + 6 * 3 * 2))), (b"IEND", b"")
+    packed = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+
+
 WRONG = {
     "truncated": (lambda p: cut(p / "train/dog/a.png"), "train/dog/a.png: not readable as a picture"),
     "text": (lambda p: (p / "test/cat/9.png").write_text("hello"), "test/cat/9.png: not readable as a picture"),
@@ -115,6 +126,14 @@ WRONG = {
     "sixteen bits": (
         lambda p: Image.fromarray(np.full((5, 6), 40_000, np.uint16)).save(p / "train/dog/b.png"),
         "train/dog/b.png: not readable as a picture .it has more than 8 bits a channel; convert it",
+    ),
+    "sixteen bits a colour": (
+        lambda p: deep(p / "train/dog/b.png"),
+        "train/dog/b.png: not readable as a picture .it has more than 8 bits a channel",
+    ),
+    "ten bits a colour": (
+        lambda p: (p / "train/dog/b.ppm").write_bytes(b"P6 6 5 1023\n" + bytes(2 * 3 * 30)),
+        "train/dog/b.ppm: not readable as a picture .it has more than 8 bits a channel",
     ),
     "other test size": (
         lambda p: (p / "test/dog/8.png").write_bytes(picture(1, (7, 5))),
@@ -165,6 +184,19 @@ def test_hidden_folders_are_not_walked(mirror: Path) -> None:
     for name in ("cat", "dog"):
         (mirror / f"pets/train/{name}/.up").symlink_to("..")
     assert len(data.load("folder:pets").train_labels) == 5
+
+
+def test_folders_that_may_not_be_read_are_named(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = os.scandir
+
+    def guarded(path: str):
+        if str(path).endswith("train/dog"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(DataError, match=r"train/dog: not readable \(Permission denied\); change its permissions"):
+        data.fetch("folder:pets")
 
 
 @pytest.mark.parametrize("kind", ["symbolic", "hard", "above", "absolute", "device"])

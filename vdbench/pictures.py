@@ -105,13 +105,20 @@ class Tree:
             with Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=FORMATS) as image:
                 if image.width * image.height > LARGEST_PICTURE:
                     raise ValueError(f"{image.width} x {image.height} pixels")
-                if image.mode[0] in "IF":
+                if _has_more_than_8_bits(image):
                     raise ValueError("it has more than 8 bits a channel; convert it")
                 return np.asarray(image.convert("RGB"))
         except Exception as error:  # every format's decoder has its own way of giving up
             raise DataError(
                 f"{self.where}/{name}: not readable as a picture ({' '.join(str(error).split())}); replace or delete it"
             ) from None
+
+
+def _has_more_than_8_bits(image: Any) -> bool:
+    """Of 16 bits a colour Pillow makes 8; that there were more, only what it tells its decoder says."""
+    return image.mode[0] in "IF" or any(
+        ";16" in str(told) or (codec.startswith("ppm") and told[-1] > 255) for codec, _, _, told in image.tile
+    )
 
 
 def _size(shape: tuple[int, ...]) -> str:
@@ -123,7 +130,7 @@ def in_folder(root: Path) -> Tree:
     folders: list[str] = []
     files: dict[str, bytes | Path] = {}
     for split in ("train", "test"):
-        for place, inner, names in os.walk(root / split, followlinks=True):
+        for place, inner, names in os.walk(root / split, onerror=_refuse, followlinks=True):
             here = Path(place).relative_to(root)
             inner[:] = [name for name in inner if not name.startswith(".")]
             folders += [(here / name).as_posix() for name in inner]
@@ -131,6 +138,12 @@ def in_folder(root: Path) -> Tree:
             if len(here.parts) > 2 and any(not name.startswith(".") for name in names):
                 break  # too deep, and refused: not worth following links for, which may go in circles
     return Tree(str(root), folders, files)
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that is not there has its own message, later."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise DataError(f"{error.filename}: not readable ({error.strerror}); change its permissions") from None
 
 
 class _Bounded:
