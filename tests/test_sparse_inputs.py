@@ -7,7 +7,7 @@ from sparse_net import assert_same, network
 from torch import nn
 
 from vdbench.sparse import compile_sparse
-from vdbench.sparse.graph import Opaque
+from vdbench.sparse.opaque import Opaque
 
 pytestmark = pytest.mark.usefixtures("engine_cache")
 

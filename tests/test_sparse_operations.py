@@ -14,7 +14,6 @@ from torch.nn import functional as F
     [
         (nn.Linear(6, 3), VECTOR, "Linear"),
         (nn.Linear(6, 3, bias=False), VECTOR, "Linear"),
-        (nn.Linear(5, 3), IMAGE, "TorchOp"),
         (nn.Conv2d(4, 6, 3), IMAGE, "Conv2d"),
         (nn.Conv2d(4, 6, (3, 2), (1, 2), (0, 1), dilation=(2, 1), groups=2, bias=False), IMAGE, "Conv2d"),
         (nn.Conv2d(4, 6, 3, padding="same"), IMAGE, "Conv2d"),

@@ -14,7 +14,8 @@ from torch.nn.utils import parametrizations, prune
 from vdbench.chain import VariationalDropoutChain
 from vdbench.conversion import to_variational_dropout
 from vdbench.models import LeNet5, LeNet300100
-from vdbench.sparse.graph import Conv2d, Linear, TorchOp
+from vdbench.sparse.graph import Conv2d, Linear
+from vdbench.sparse.opaque import TorchOp
 from vdbench.sparse.tracing import trace
 from vdbench.variational import VariationalDropoutConv2d, VariationalDropoutLinear
 

@@ -22,9 +22,8 @@ from vdbench.sparse.graph import (
     Linear,
     Multiply,
     Op,
-    Opaque,
-    Reshape,
 )
+from vdbench.sparse.opaque import Opaque, Reshape
 
 Layer = Linear | Conv2d
 Mask = np.ndarray  # bool (channels,) of a value

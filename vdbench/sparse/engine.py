@@ -21,6 +21,7 @@ from vdbench.sparse.checks import Refused, Untraceable, close, unwrapped
 from vdbench.sparse.compact import compact
 from vdbench.sparse.graph import Conv2d, Graph, Shape, batch_shape
 from vdbench.sparse.jit import COMPILING, machine_name, vector_lanes
+from vdbench.sparse.opaque import left_to_pytorch
 from vdbench.sparse.plan import CLEARLY, PYTORCH, Network, Plan, fastest, measure, place
 from vdbench.sparse.program import TooLarge
 from vdbench.sparse.running import Runner, memory
@@ -202,8 +203,8 @@ def compile_sparse(model: nn.Module, example_input: Tensor, *, threads: int | No
 
 def compiled(graph: Graph, threads: int | None) -> CompiledNet:
     """A traced network, planned, saying which layers with weights PyTorch runs."""
-    if left := graph.left_to_pytorch():
-        elsewhere = BY_LAYERS if graph.left_to_pytorch(nn.Linear) else ""
+    if left := left_to_pytorch(graph):
+        elsewhere = BY_LAYERS if left_to_pytorch(graph, nn.Linear) else ""
         log.warning("PyTorch runs %s: no kernel computes such layers on such values%s", ", ".join(left), elsewhere)
     return CompiledNet(graph, planned(graph), threads=threads)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 Shape = tuple[int, ...]  # (channels,) or (channels, height, width)
@@ -100,6 +100,18 @@ class Conv2d(Weighted):
         everywhere = bias if bias.dim() == 1 else None
         out = functional.conv2d(value, weight, everywhere, self.stride, padding, self.dilation, self.groups)
         return out if everywhere is not None else out + bias
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearAtPlaces(Conv2d):
+    """A linear layer at every place of a map: a convolution of one pixel, which PyTorch computes as what it is."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if self.bias.ndim > 1:
+            return super().__call__(*inputs)
+        (weight, bias), places = self.tensors, inputs[0].movedim(1, -1)
+        out = functional.linear(places.reshape(-1, places.shape[-1]), weight[:, :, 0, 0], bias)
+        return out.reshape(*places.shape[:-1], len(weight)).movedim(-1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,52 +244,6 @@ class Concat(Op):
         return torch.cat(inputs, dim=1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Opaque(Op):
-    """What reads all of its inputs, whatever becomes of them; it always runs in PyTorch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reshape(Opaque):
-    """An example's numbers, in their order, in another shape, where that is no Flatten."""
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        return inputs[0].reshape(-1, *self.shape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pad(Opaque):
-    """Zeros around maps, where no convolution takes them in."""
-
-    padding: Padding
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        top, bottom, left, right = self.padding
-        return functional.pad(inputs[0], (left, right, top, bottom))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Softmax(Opaque):
-    """Over the channels; if `log`, its logarithm."""
-
-    log: bool
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        return (torch.log_softmax if self.log else torch.softmax)(inputs[0], 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TorchOp(Opaque):
-    """Anything else that works example by example, as a function of batches."""
-
-    function: Callable[..., Tensor] = field(repr=False)
-    layers: frozenset[type[nn.Module]] = frozenset()  # the kinds of those in it that have weight matrices
-    called: str = "function"  # the name of its class or function, for people to read
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        return self.function(*inputs)
-
-
 @dataclass(frozen=True)
 class Graph:
     """Operations in an order in which they can run; the first is the only Input, the last makes the output.
@@ -290,11 +256,6 @@ class Graph:
     ops: tuple[Op, ...]
     removed: dict[str, str] = field(default_factory=dict)
     weights: dict[str, int] = field(default_factory=dict)
-
-    def left_to_pytorch(self, *kinds: type[nn.Module]) -> list[str]:
-        """The operations that PyTorch runs and that have layers with weight matrices, of these kinds if given."""
-        torch_ops = [op for op in self.ops if isinstance(op, TorchOp) and op.layers]
-        return [op.name for op in torch_ops if not kinds or op.layers & {*kinds}]
 
     @property
     def input(self) -> Input:

@@ -14,87 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vdbench.sparse.graph import (
-    Affine,
-    AvgPool2d,
-    Clip,
-    Concat,
-    Conv2d,
-    Flatten,
-    LeakyReLU,
-    Linear,
-    MaxPool2d,
-    Op,
-    Pad,
-    Pair,
-    Pointwise,
-    Reshape,
-    Softmax,
-)
+from vdbench.sparse import handlers_of_sequences as sequences
+from vdbench.sparse.graph import AvgPool2d, Clip, Concat, Flatten, LeakyReLU, MaxPool2d, Op, Pointwise
 from vdbench.sparse.handlers_of_arithmetic import add, divide, multiply, negative, subtract
-from vdbench.sparse.handlers_of_pooling import adaptive, avg_pool2d, max_pool2d, mean
-from vdbench.sparse.slot import Slot, pair
-
-
-def linear(slot: Slot, x: Op, weight: Any, bias: Any = None) -> Op | None:
-    if len(x.shape) != 1:
-        return None
-    bias = torch.zeros(len(weight)) if bias is None else bias
-    return slot.put(Linear, x, weight=slot.array(weight), bias=slot.array(bias))
-
-
-def _sides(padding: Any, kernel: Pair, dilation: Pair) -> tuple[int, ...]:
-    if padding == "same":
-        totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        return tuple(side for total in totals for side in (total // 2, total - total // 2))
-    rows, columns = (0, 0) if padding == "valid" else pair(padding)
-    return rows, rows, columns, columns
-
-
-def conv2d(
-    slot: Slot,
-    x: Op,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Op | None:
-    sides = _sides(padding, tuple(weight.shape[2:]), pair(dilation))
-    if isinstance(x, Pad):  # with zeros, as the convolution itself
-        sides = tuple(map(sum, zip(sides, x.padding, strict=True)))
-        x = next(op for op in slot.ops if op.name == x.inputs[0])
-    return slot.put(
-        Conv2d,
-        x,
-        weight=slot.array(weight),
-        bias=slot.array(torch.zeros(len(weight)) if bias is None else bias),
-        stride=pair(stride),
-        padding=sides,
-        dilation=pair(dilation),
-        groups=groups,
-    )
-
-
-def batch_norm(
-    slot: Slot,
-    x: Op,
-    running_mean: Any,
-    running_var: Any,
-    weight: Any = None,
-    bias: Any = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Op | None:
-    if training or running_mean is None or running_var is None:
-        return None
-    if (running_var + eps < 0).any():
-        raise ValueError(f"layer {slot.name} has a negative variance: the model is damaged")
-    scale = 1 / torch.sqrt(running_var.double() + eps) * (1 if weight is None else weight)
-    shift = (0 if bias is None else bias) - running_mean * scale
-    return slot.put(Affine, x, scale=slot.array(scale.float()), shift=slot.array(shift.float()))
+from vdbench.sparse.handlers_of_layers import conv2d
+from vdbench.sparse.handlers_of_pooling import adaptive, avg_pool2d, max_pool2d
+from vdbench.sparse.opaque import Pad, Reshape, Softmax
+from vdbench.sparse.slot import Slot
 
 
 def relu(slot: Slot, x: Op, inplace: bool = False) -> Op | None:
@@ -155,6 +81,8 @@ def dropout(slot: Slot, x: Op, p: float = 0.5, training: bool = True, inplace: b
 
 def reorder(slot: Slot, x: Op, *_: Any, **__: Any) -> Op | None:
     """Whatever leaves the numbers of an example in their order."""
+    if isinstance(x, Reshape):
+        x = slot.source(x)
     if slot.shape == x.shape:
         return x
     return slot.put(Flatten if len(x.shape) == 3 and len(slot.shape) == 1 else Reshape, x)
@@ -166,10 +94,8 @@ def cat(slot: Slot, tensors: Any, dim: int = 0) -> Op | None:
     return slot.put(Concat, *tensors)
 
 
-HANDLERS: dict[Any, Callable[..., Op | None]] = {
-    functional.linear: linear,
-    functional.conv2d: conv2d,
-    functional.batch_norm: batch_norm,
+# Of every number by itself, wherever it stands.
+OF_NUMBERS: dict[Any, Callable[..., Op | None]] = {
     **dict.fromkeys((functional.relu, functional.relu_, torch.relu, torch.relu_, "relu", "relu_"), relu),
     functional.relu6: relu6,
     **dict.fromkeys((functional.hardtanh, functional.hardtanh_), hardtanh),
@@ -182,22 +108,42 @@ HANDLERS: dict[Any, Callable[..., Op | None]] = {
     functional.elu: elu,
     functional.hardsigmoid: _pointwise("hardsigmoid"),
     functional.hardswish: _pointwise("hardswish"),
+    **dict.fromkeys((functional.dropout, functional.dropout1d, functional.dropout2d, torch.dropout), dropout),
+    **dict.fromkeys((torch.add, operator.add, operator.iadd, "add", "add_"), add),
+    **dict.fromkeys((torch.sub, torch.subtract, operator.sub, operator.isub, "sub", "sub_"), subtract),
+    **dict.fromkeys((torch.mul, torch.multiply, operator.mul, operator.imul, "mul", "mul_"), multiply),
+    **dict.fromkeys((torch.div, torch.divide, operator.truediv, operator.itruediv, "div", "div_"), divide),
+    **dict.fromkeys((torch.neg, operator.neg, "neg", "neg_"), negative),
+}
+
+# Of values of any shape: they see for themselves what they can do.
+OF_SHAPES: dict[Any, Callable[..., Op | None]] = {
+    functional.linear: sequences.linear,
+    functional.batch_norm: sequences.batch_norm,
+    functional.conv1d: sequences.conv1d,
+    **dict.fromkeys((functional.max_pool1d, torch.max_pool1d), sequences.max_pool1d),
+    functional.avg_pool1d: sequences.avg_pool1d,
+    functional.adaptive_avg_pool1d: sequences.adaptive_avg_pool1d,
+    functional.adaptive_max_pool1d: sequences.adaptive_max_pool1d,
+    **dict.fromkeys((torch.mean, "mean"), sequences.mean),
+    **dict.fromkeys((torch.permute, "permute"), sequences.permute),
+    **dict.fromkeys((torch.transpose, "transpose"), sequences.transpose),
+    **dict.fromkeys((torch.flatten, torch.unflatten, torch.reshape, torch.squeeze, torch.unsqueeze), reorder),
+    **dict.fromkeys(("flatten", "unflatten", "reshape", "view", "squeeze", "unsqueeze"), reorder),
+    **dict.fromkeys(("contiguous", "to", "float", "cpu", "detach"), reorder),
+}
+
+# Of vectors and of maps.
+OF_MAPS: dict[Any, Callable[..., Op | None]] = {
+    functional.conv2d: conv2d,
     **dict.fromkeys((torch.softmax, functional.softmax, "softmax"), _softmax(log=False)),
     **dict.fromkeys((torch.log_softmax, functional.log_softmax, "log_softmax"), _softmax(log=True)),
     **dict.fromkeys((functional.max_pool2d, torch.max_pool2d), max_pool2d),
     functional.avg_pool2d: avg_pool2d,
     functional.adaptive_avg_pool2d: adaptive(AvgPool2d),
     functional.adaptive_max_pool2d: adaptive(MaxPool2d),
-    **dict.fromkeys((torch.mean, "mean"), mean),
-    **dict.fromkeys((functional.dropout, functional.dropout2d, torch.dropout), dropout),
-    **dict.fromkeys((torch.flatten, torch.unflatten, torch.reshape, torch.squeeze, torch.unsqueeze), reorder),
-    **dict.fromkeys(("flatten", "unflatten", "reshape", "view", "squeeze", "unsqueeze"), reorder),
     functional.pad: zero_pad,
-    **dict.fromkeys(("contiguous", "to", "float", "cpu", "detach"), reorder),
-    **dict.fromkeys((torch.add, operator.add, operator.iadd, "add", "add_"), add),
-    **dict.fromkeys((torch.sub, torch.subtract, operator.sub, operator.isub, "sub", "sub_"), subtract),
-    **dict.fromkeys((torch.mul, torch.multiply, operator.mul, operator.imul, "mul", "mul_"), multiply),
-    **dict.fromkeys((torch.div, torch.divide, operator.truediv, operator.itruediv, "div", "div_"), divide),
-    **dict.fromkeys((torch.neg, operator.neg, "neg", "neg_"), negative),
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), cat),
 }
+
+HANDLERS = OF_NUMBERS | OF_SHAPES | OF_MAPS

@@ -14,6 +14,8 @@ from vdbench.conversion import call_every_layer, to_plain
 from vdbench.sparse.checks import Refused, Untraceable
 from vdbench.sparse.compact import compact
 from vdbench.sparse.engine import CompiledNet, compiled
+from vdbench.sparse.graph import LinearAtPlaces
+from vdbench.sparse.opaque import left_to_pytorch
 from vdbench.sparse.threads import checked_threads
 from vdbench.sparse.tracing import trace
 
@@ -84,8 +86,10 @@ class SparseModule(nn.Module):
         shape = batch.shape[1:]
         if shape not in self.nets:
             graph = compact(trace(self.model, torch.as_tensor(batch)))
-            if left := graph.left_to_pytorch(nn.Linear):
+            if left := left_to_pytorch(graph, nn.Linear):
                 raise Untraceable(f"as a whole, PyTorch would run {', '.join(left)}")
+            if anew := [op.name for op in graph.ops if isinstance(op, LinearAtPlaces)]:
+                raise Untraceable(f"as a whole, {', '.join(anew)} would be compiled anew for every length")
             self.nets[shape] = compiled(graph, self.threads)
         return self.nets[shape]
 

@@ -13,10 +13,11 @@ from vdbench.variational import VariationalDropoutConv2d, VariationalDropoutLine
 Call = tuple[Any, ...]  # a function and its arguments after the input
 
 
-def _convolution(layer: nn.Conv2d, weight: Tensor) -> Call | None:
+def _convolution(layer: nn.Conv1d | nn.Conv2d, weight: Tensor) -> Call | None:
     if layer.padding_mode != "zeros":
         return None
-    return functional.conv2d, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
+    function = functional.conv1d if isinstance(layer, nn.Conv1d) else functional.conv2d
+    return function, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
 
 
 def _normalisation(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Call:
@@ -24,13 +25,16 @@ def _normalisation(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Call:
     return functional.batch_norm, *statistics, layer.weight, layer.bias, False, 0.0, layer.eps
 
 
-def _maximum(pool: nn.MaxPool2d) -> Call:
-    return functional.max_pool2d, pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode
+def _maximum(pool: nn.MaxPool1d | nn.MaxPool2d) -> Call:
+    function = functional.max_pool1d if isinstance(pool, nn.MaxPool1d) else functional.max_pool2d
+    return function, pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode
 
 
-def _average(pool: nn.AvgPool2d) -> Call:
-    how = pool.ceil_mode, pool.count_include_pad, pool.divisor_override
-    return functional.avg_pool2d, pool.kernel_size, pool.stride, pool.padding, *how
+def _average(pool: nn.AvgPool1d | nn.AvgPool2d) -> Call:
+    how = pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode, pool.count_include_pad
+    if isinstance(pool, nn.AvgPool1d):
+        return functional.avg_pool1d, *how
+    return functional.avg_pool2d, *how, pool.divisor_override
 
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -38,6 +42,7 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 _CALLS: dict[type[nn.Module], Callable[[Any], Call | None]] = {
     nn.Linear: lambda m: (functional.linear, m.weight, m.bias),
     VariationalDropoutLinear: lambda m: (functional.linear, m.masked_weight(), m.bias),
+    nn.Conv1d: lambda m: _convolution(m, m.weight),
     nn.Conv2d: lambda m: _convolution(m, m.weight),
     VariationalDropoutConv2d: lambda m: _convolution(m, m.masked_weight()),
     nn.BatchNorm1d: _normalisation,
@@ -55,8 +60,12 @@ _CALLS: dict[type[nn.Module], Callable[[Any], Call | None]] = {
     nn.Hardswish: lambda m: (functional.hardswish,),
     nn.Softmax: lambda m: (torch.softmax, m.dim),
     nn.LogSoftmax: lambda m: (torch.log_softmax, m.dim),
+    nn.MaxPool1d: _maximum,
     nn.MaxPool2d: _maximum,
+    nn.AvgPool1d: _average,
     nn.AvgPool2d: _average,
+    nn.AdaptiveAvgPool1d: lambda m: (functional.adaptive_avg_pool1d, m.output_size),
+    nn.AdaptiveMaxPool1d: lambda m: (functional.adaptive_max_pool1d, m.output_size),
     nn.AdaptiveAvgPool2d: lambda m: (functional.adaptive_avg_pool2d, m.output_size),
     nn.AdaptiveMaxPool2d: lambda m: (functional.adaptive_max_pool2d, m.output_size),
     nn.Flatten: lambda m: (torch.flatten, m.start_dim, m.end_dim),

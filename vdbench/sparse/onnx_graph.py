@@ -20,12 +20,10 @@ from vdbench.sparse.graph import (
     MaxPool2d,
     Multiply,
     Op,
-    Pad,
     Pointwise,
     Pool2d,
-    Reshape,
-    Softmax,
 )
+from vdbench.sparse.opaque import ChannelsFirst, ChannelsLast, Pad, Reshape, Softmax
 
 INPUT, OUTPUT = "input", "output"
 
@@ -79,11 +77,15 @@ class _Parts:
         for op in graph.ops[1:]:
             self.add(op)
 
-    def node(self, operator: str, op: Op, *constants: str, output: str = "", **attributes: Any) -> None:
+    def node(self, operator: str, op: Op, *constants: str, of: str = "", output: str = "", **attributes: Any) -> None:
+        """From the operation's inputs, or from `of`, to its value, or to `output`."""
         from onnx import helper
 
-        inputs = [self.names[name] for name in op.inputs] + list(constants)
-        self.nodes.append(helper.make_node(operator, inputs, [output or self.names[op.name]], op.name, **attributes))
+        inputs = [of] if of else [self.names[name] for name in op.inputs]
+        inputs += constants
+        self.nodes.append(
+            helper.make_node(operator, inputs, [output or self.names[op.name]], output or op.name, **attributes)
+        )
 
     def constant(self, op: Op, kind: str, array: np.ndarray, dtype: type = np.float32) -> str:
         from onnx import numpy_helper
@@ -128,6 +130,12 @@ class _Parts:
                 self.node("Flatten", op)
             case Reshape():
                 self.node("Reshape", op, self.sizes(op, [0, *op.shape]))
+            case ChannelsFirst(shape=(channels, *places)):
+                self.node("Reshape", op, self.sizes(op, [0, *places, channels]), output=f"{op.name}/places")
+                self.node("Transpose", op, of=f"{op.name}/places", perm=[0, 3, 1, 2])
+            case ChannelsLast():
+                self.node("Transpose", op, output=f"{op.name}/places", perm=[0, 2, 3, 1])
+                self.node("Reshape", op, self.sizes(op, [0, *op.shape]), of=f"{op.name}/places")
             case Pad():
                 top, bottom, left, right = op.padding
                 self.node("Pad", op, self.sizes(op, [0, 0, top, left, 0, 0, bottom, right]))
@@ -144,8 +152,6 @@ class _Parts:
 
     def convolution(self, op: Conv2d) -> None:
         """ONNX has no bias that differs from place to place: such a one is added afterwards."""
-        from onnx import helper
-
         top, bottom, left, right = op.padding
         attributes = {"strides": op.stride, "pads": [top, left, bottom, right], "dilations": op.dilation}
         weight, bias = self.constant(op, "weight", op.weight), self.constant(op, "bias", op.bias)
@@ -154,7 +160,7 @@ class _Parts:
         else:
             product = f"{op.name}/product"
             self.node("Conv", op, weight, output=product, group=op.groups, **attributes)
-            self.nodes.append(helper.make_node("Add", [product, bias], [self.names[op.name]]))
+            self.node("Add", op, bias, of=product)
 
 
 def _pooling(op: Pool2d) -> dict[str, Any]:

@@ -28,6 +28,10 @@ class Slot:
         """For an operation that the call is made of besides the one that has its name."""
         return replace(self, name=unused(f"{self.name}.{name}", self.ops), shape=shape)
 
+    def source(self, view: Op) -> Op:
+        """What an operation of one input reads."""
+        return next(op for op in self.ops if op.name == view.inputs[0])
+
     def array(self, tensor: Tensor) -> np.ndarray:
         """A contiguous copy, its negative zeros made positive."""
         if not torch.isfinite(tensor).all():

@@ -22,6 +22,7 @@ from vdbench.sparse.graph import (
     Graph,
     LeakyReLU,
     Linear,
+    LinearAtPlaces,
     MaxPool2d,
     Multiply,
     Op,
@@ -165,7 +166,7 @@ def _channelwise(op: Op, inputs: list[Shape]) -> Stencil:
     return Stencil((op,), op.inputs, op.shape, entries, shift, stride, combine)
 
 
-_FROM = {Linear: _linear, Conv2d: _conv, MaxPool2d: _pool, AvgPool2d: _pool}
+_FROM = {Linear: _linear, Conv2d: _conv, LinearAtPlaces: _conv, MaxPool2d: _pool, AvgPool2d: _pool}
 _FROM |= dict.fromkeys((Affine, Clip, LeakyReLU, Pointwise, Add, Multiply, Expand, Concat), _channelwise)  # type: ignore[arg-type]
 
 

@@ -13,13 +13,15 @@ import torch
 from vdbench import netfile
 from vdbench.mistakes import first_line
 from vdbench.sparse import graph as graphs
-from vdbench.sparse.graph import Graph, Op, TorchOp
+from vdbench.sparse import opaque
+from vdbench.sparse.graph import Graph, Op
+from vdbench.sparse.opaque import TorchOp
 from vdbench.sparse.plan import Network, Plan
 
 LARGEST_VALUE = 1 << 27  # numbers in one value, for one example
 _KINDS: dict[str, type[Op]] = {
     kind.__name__: kind
-    for kind in vars(graphs).values()
+    for kind in (*vars(graphs).values(), *vars(opaque).values())
     if isinstance(kind, type) and issubclass(kind, Op) and kind is not TorchOp
 }
 

@@ -12,14 +12,15 @@ from vdbench.sparse.graph import (
     Clip,
     Concat,
     Graph,
+    LinearAtPlaces,
     Multiply,
     Op,
     Pointwise,
-    TorchOp,
     Weighted,
     batch_shape,
 )
 from vdbench.sparse.machine import rate
+from vdbench.sparse.opaque import ChannelsFirst, ChannelsLast, TorchOp
 from vdbench.sparse.plan import LATE, PYTORCH, Item, Network, Plan, operations
 from vdbench.sparse.stencil import Stencil
 
@@ -124,6 +125,10 @@ def _called(op: Op) -> str:
             return "mul"
         case Concat():
             return "cat"
+        case LinearAtPlaces():
+            return "Linear"
+        case ChannelsFirst() | ChannelsLast():
+            return "permute"
         case Pointwise():
             return op.function
         case TorchOp():

@@ -13,9 +13,10 @@ from torch import Tensor, fx, nn
 from vdbench.conversion import to_plain
 from vdbench.mistakes import first_line
 from vdbench.sparse.checks import Untraceable, check, check_output, verify
-from vdbench.sparse.graph import Graph, Input, Op, Shape, TorchOp
+from vdbench.sparse.graph import Graph, Input, Op, Shape
 from vdbench.sparse.jit import COMPILING
 from vdbench.sparse.modules import is_known
+from vdbench.sparse.opaque import TorchOp
 from vdbench.sparse.slot import Slot, unused
 from vdbench.sparse.translate import translate
 

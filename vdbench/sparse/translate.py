@@ -7,8 +7,9 @@ from typing import Any
 from torch import fx, nn
 
 from vdbench.sparse.graph import Op
-from vdbench.sparse.handlers import HANDLERS, cat, reorder
+from vdbench.sparse.handlers import HANDLERS, OF_NUMBERS, OF_SHAPES, cat, reorder
 from vdbench.sparse.handlers_of_arithmetic import add, multiply, subtract
+from vdbench.sparse.handlers_of_sequences import on_maps
 from vdbench.sparse.modules import call_of
 from vdbench.sparse.slot import Slot
 
@@ -43,11 +44,14 @@ def translate(slot: Slot, target: Any, args: tuple[Any, ...], kwargs: dict[str, 
         return None
     if handler not in (add, subtract, multiply, cat) and (len(values) > 1 or not args or args[0] is not values[0]):
         return None
-    shapes = slot.shape, *(v.shape for v in values)
-    if handler is not reorder and ({len(s) for s in shapes} - {1, 3} or any(isinstance(a, fx.Node) for a in given)):
+    if handler is not reorder and any(isinstance(a, fx.Node) for a in given):
         return None
     try:
         inspect.signature(handler).bind(slot, *args, **kwargs)
     except TypeError:  # an option the handler does not know
+        return None
+    if target in OF_NUMBERS and (made := on_maps(slot, handler, args, kwargs)):
+        return made
+    if target not in OF_SHAPES and {len(shape) for shape in (slot.shape, *(v.shape for v in values))} - {1, 3}:
         return None
     return handler(slot, *args, **kwargs)

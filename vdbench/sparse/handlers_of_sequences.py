@@ -1,0 +1,191 @@
+"""Sequences, and what has its channels last, in the engine's terms: see `handlers`.
+
+A sequence is a map of one row, and a linear layer on several axes a convolution of one pixel. What they make is a map,
+and the value in PyTorch's shape a view of it; what comes next reads the map itself, if it can.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vdbench.sparse import handlers_of_layers as layers
+from vdbench.sparse import handlers_of_pooling as pooling
+from vdbench.sparse.graph import AvgPool2d, LinearAtPlaces, MaxPool2d, Op
+from vdbench.sparse.opaque import ChannelsFirst, ChannelsLast, Reshape
+from vdbench.sparse.slot import Slot
+
+Handler = Callable[..., Op | None]
+
+
+def _map_behind(slot: Slot, x: Any) -> Op | None:
+    """The map that a value is a view of, if it is one: with its channels last, or as a sequence (channels, places)."""
+    if isinstance(x, ChannelsLast):
+        return slot.source(x)
+    rows = slot.source(x) if isinstance(x, Reshape) and len(x.shape) == 2 else None
+    return rows if rows and rows.shape == (x.shape[0], 1, x.shape[1]) else None
+
+
+def _with_channels_first(slot: Slot, x: Op) -> Op:
+    if isinstance(x, ChannelsLast):
+        return slot.source(x)
+    *places, channels = x.shape
+    return slot.part("channels_first", (channels, math.prod(places[:-1]), places[-1])).put(ChannelsFirst, x)
+
+
+def _with_channels_last(slot: Slot, x: Op) -> Op:
+    return slot.part("channels_last", slot.shape).put(ChannelsLast, x)
+
+
+def _as_rows(slot: Slot, x: Op) -> Op:
+    return _map_behind(slot, x) or slot.part("rows", (x.shape[0], 1, x.shape[1])).put(Reshape, x)
+
+
+def _as_sequence(slot: Slot, x: Op) -> Op:
+    return slot.part("sequence", slot.shape).put(Reshape, x)
+
+
+def on_maps(slot: Slot, handler: Handler, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Op | None:
+    """What a function of every number by itself makes of views of maps, computed on the maps; None where there are
+    none, or not all in the same way."""
+    views = [a for a in args if _map_behind(slot, a)]
+    if not views:
+        return None
+    view, last = views[0], isinstance(views[0], ChannelsLast)
+    to_map, from_map = (_with_channels_first, _with_channels_last) if last else (_as_rows, _as_sequence)
+    shape = to_map(slot, view).shape
+    by_channel = shape[:1] if last else (shape[0], 1)  # how a number for every channel ends
+
+    def fits(a: Any) -> bool:
+        if isinstance(a, Op):
+            return a.shape == view.shape and (last or not isinstance(a, ChannelsLast))
+        return not isinstance(a, Tensor) or a.numel() == 1 or a.shape[-len(by_channel) :] == by_channel
+
+    def mapped(a: Any) -> Any:
+        if isinstance(a, Op):
+            return to_map(slot, a)
+        if isinstance(a, Tensor) and a.numel() > 1:
+            return a.reshape(*a.shape[: -len(by_channel)], shape[0], 1, 1)
+        return a
+
+    if not all(map(fits, args)) or slot.shape != view.shape:
+        return None
+    given = [mapped(a) for a in args]
+    made = handler(replace(slot, shape=shape), *given, **kwargs)
+    return view if made is given[0] else made and from_map(slot, made)
+
+
+def linear(slot: Slot, x: Op, weight: Any, bias: Any = None) -> Op | None:
+    if len(x.shape) == 1:
+        return layers.linear(slot, x, weight, bias)
+    places = _with_channels_first(slot, x)
+    made = replace(slot, shape=(len(weight), *places.shape[1:])).put(
+        LinearAtPlaces,
+        places,
+        weight=slot.array(weight)[:, :, None, None],
+        bias=slot.array(torch.zeros(len(weight)) if bias is None else bias),
+    )
+    return _with_channels_last(slot, made)
+
+
+def permute(slot: Slot, x: Op, *dims: Any) -> Op | None:
+    """Channels moved behind the places, or before them."""
+    order = [d % (1 + len(x.shape)) for d in (dims[0] if isinstance(dims[0], tuple | list) else dims)]
+    *places, last = range(1, 1 + len(x.shape))
+    if order == [0, last, *places] and isinstance(x, ChannelsLast):
+        rows = slot.source(x)
+        return rows if rows.shape == slot.shape else slot.put(Reshape, rows)
+    if order == [0, 2, 1]:
+        return slot.put(ChannelsLast, _as_rows(slot, x))
+    if order == [0, 2, 3, 1]:
+        return slot.put(ChannelsLast, x)
+    return slot.put(ChannelsFirst, x) if order == [0, 3, 1, 2] else None
+
+
+def transpose(slot: Slot, x: Op, dim0: int, dim1: int) -> Op | None:
+    order = list(range(1 + len(x.shape)))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    return permute(slot, x, order)
+
+
+def mean(slot: Slot, x: Op, dim: Any, keepdim: bool = False) -> Op | None:
+    dims = {d % (1 + len(x.shape)) for d in (dim if isinstance(dim, tuple | list) else (dim,))}
+    places = set(range(1, len(x.shape))) if isinstance(x, ChannelsLast) else {2}
+    behind = _map_behind(slot, x)
+    if behind and dims == places and not keepdim:
+        return pooling.mean(slot, behind, (2, 3))
+    return pooling.mean(slot, x, dim, keepdim)
+
+
+def _on_rows(slot: Slot, x: Op, handler: Handler, *args: Any, **kwargs: Any) -> Op | None:
+    """What a handler of maps makes of sequences (channels, places)."""
+    if len(x.shape) != 2:
+        return None
+    rows = _as_rows(slot, x)
+    made = handler(replace(slot, shape=(slot.shape[0], 1, slot.shape[1])), rows, *args, **kwargs)
+    return x if made is rows else made and _as_sequence(slot, made)
+
+
+def _row(size: Any, of_rows: int) -> Any:
+    """A size of one axis as one of two."""
+    return size if isinstance(size, str) else (of_rows, *(size if isinstance(size, tuple | list) else (size,)))
+
+
+def conv1d(
+    slot: Slot,
+    x: Op,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Op | None:
+    sizes = _row(stride, 1), _row(padding, 0), _row(dilation, 1)
+    return _on_rows(slot, x, layers.conv2d, weight.unsqueeze(2), bias, *sizes, groups)
+
+
+def max_pool1d(
+    slot: Slot,
+    x: Op,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Op | None:
+    sizes = _row(kernel_size, 1), _row(stride or kernel_size, 1), _row(padding, 0), _row(dilation, 1)
+    return _on_rows(slot, x, pooling.max_pool2d, *sizes, ceil_mode)
+
+
+def avg_pool1d(
+    slot: Slot,
+    x: Op,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Op | None:
+    sizes = _row(kernel_size, 1), _row(stride or kernel_size, 1), _row(padding, 0)
+    return _on_rows(slot, x, pooling.avg_pool2d, *sizes, ceil_mode, count_include_pad)
+
+
+def _adaptive(kind: type[Op]) -> Handler:
+    def pool(slot: Slot, x: Op, output_size: Any, return_indices: bool = False) -> Op | None:
+        return _on_rows(slot, x, pooling.adaptive(kind), output_size)
+
+    return pool
+
+
+def batch_norm(slot: Slot, x: Op, *args: Any, **kwargs: Any) -> Op | None:
+    if len(x.shape) == 2:
+        return _on_rows(slot, x, layers.batch_norm, *args, **kwargs)
+    return layers.batch_norm(slot, x, *args, **kwargs) if len(x.shape) in (1, 3) else None
+
+
+adaptive_avg_pool1d, adaptive_max_pool1d = _adaptive(AvgPool2d), _adaptive(MaxPool2d)
