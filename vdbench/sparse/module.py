@@ -80,8 +80,8 @@ class SparseModule(nn.Module):
         """What is compiled for batches of such examples; it takes arrays too, with less ado than `forward`.
 
         Raises:
-            Untraceable: as `compile_sparse`, and where linear layers see several axes, which only layers that are
-                compiled by themselves take.
+            Untraceable: as `compile_sparse`, and where PyTorch would run linear layers or they see several axes:
+                compiled by themselves they take any number of places.
         """
         shape = batch.shape[1:]
         if shape not in self.nets:
