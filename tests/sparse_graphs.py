@@ -87,7 +87,7 @@ def kinds(graph: Graph) -> list[str]:
 
 
 def assert_same(compacted: Graph, graph: Graph, batch: torch.Tensor) -> None:
-    expected = graph(batch)
+    expected = graph(batch).detach()
     torch.testing.assert_close(compacted(batch), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 

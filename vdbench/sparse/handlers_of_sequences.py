@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vdbench.sparse import handlers_of_layers as layers
 from vdbench.sparse import handlers_of_pooling as pooling
-from vdbench.sparse.graph import AvgPool2d, LinearAtPlaces, MaxPool2d, Op
+from vdbench.sparse.graph import AvgPool2d, LinearAtPlaces, MaxPool2d, Op, Shape
 from vdbench.sparse.opaque import ChannelsFirst, ChannelsLast, Reshape
 from vdbench.sparse.slot import Slot
 
@@ -29,11 +29,17 @@ def _map_behind(slot: Slot, x: Any) -> Op | None:
     return rows if rows and rows.shape == (x.shape[0], 1, x.shape[1]) else None
 
 
+def _view(slot: Slot, name: str, kind: type[Op], x: Op, shape: Shape) -> Op:
+    """A view of a value: that which was made of it before, if there is one."""
+    made = (op for op in slot.ops if type(op) is kind and op.inputs == (x.name,) and op.shape == shape)
+    return next(made, None) or slot.part(name, shape).put(kind, x)
+
+
 def _with_channels_first(slot: Slot, x: Op) -> Op:
     if isinstance(x, ChannelsLast):
         return slot.source(x)
     *places, channels = x.shape
-    return slot.part("channels_first", (channels, math.prod(places[:-1]), places[-1])).put(ChannelsFirst, x)
+    return _view(slot, "channels_first", ChannelsFirst, x, (channels, math.prod(places[:-1]), places[-1]))
 
 
 def _with_channels_last(slot: Slot, x: Op) -> Op:
@@ -41,7 +47,8 @@ def _with_channels_last(slot: Slot, x: Op) -> Op:
 
 
 def _as_rows(slot: Slot, x: Op) -> Op:
-    return _map_behind(slot, x) or slot.part("rows", (x.shape[0], 1, x.shape[1])).put(Reshape, x)
+    behind = None if isinstance(x, ChannelsLast) else _map_behind(slot, x)  # whose channels are the places of x
+    return behind or _view(slot, "rows", Reshape, x, (x.shape[0], 1, x.shape[1]))
 
 
 def _as_sequence(slot: Slot, x: Op) -> Op:
