@@ -55,6 +55,8 @@ from torch.nn import functional as F
         (nn.Dropout2d(inplace=True), IMAGE, ""),
         (nn.Identity(), VECTOR, ""),
         (Calls(lambda x, w: F.linear(x, w), w=torch.randn(3, 6)), VECTOR, "Linear"),
+        (Calls(lambda x, w: F.linear(x, w), w=torch.randn(6)), VECTOR, "TorchOp"),
+        (Calls(lambda x, w, b: F.linear(x, w, b), w=torch.randn(3, 6), b=torch.randn(1)), VECTOR, "TorchOp"),
         (Calls(lambda x, w, b: F.conv2d(x, w, b, 2), w=torch.ones(3, 4, 2, 2), b=torch.ones(3)), IMAGE, "Conv2d"),
         (Calls(lambda x, w, m: F.linear(x, w * (m > 0)), w=torch.randn(3, 6), m=torch.randn(3, 6)), VECTOR, "Linear"),
         (Calls(F.relu_), IMAGE, "Clip"),

@@ -86,6 +86,8 @@ def on_maps(slot: Slot, handler: Handler, args: tuple[Any, ...], kwargs: dict[st
 
 
 def linear(slot: Slot, x: Op, weight: Any, bias: Any = None) -> Op | None:
+    if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        return None
     if len(x.shape) == 1:
         return layers.linear(slot, x, weight, bias)
     places = _with_channels_first(slot, x)
