@@ -64,18 +64,20 @@ def on_maps(slot: Slot, handler: Handler, args: tuple[Any, ...], kwargs: dict[st
     view, last = views[0], isinstance(views[0], ChannelsLast)
     to_map, from_map = (_with_channels_first, _with_channels_last) if last else (_as_rows, _as_sequence)
     shape = to_map(slot, view).shape
-    by_channel = shape[:1] if last else (shape[0], 1)  # how a number for every channel ends
+    by_channel = shape[:1] if last else (shape[0], 1)  # how numbers end that are one for every channel
 
     def fits(a: Any) -> bool:
         if isinstance(a, Op):
             return a.shape == view.shape and (last or not isinstance(a, ChannelsLast))
-        return not isinstance(a, Tensor) or a.numel() == 1 or a.shape[-len(by_channel) :] == by_channel
+        if isinstance(a, Tensor) and a.numel() > 1:
+            return a.numel() == shape[0] and a.shape[-len(by_channel) :] == by_channel
+        return True
 
     def mapped(a: Any) -> Any:
         if isinstance(a, Op):
             return to_map(slot, a)
         if isinstance(a, Tensor) and a.numel() > 1:
-            return a.reshape(*a.shape[: -len(by_channel)], shape[0], 1, 1)
+            return a.reshape(-1, 1, 1)
         return a
 
     if not all(map(fits, args)) or slot.shape != view.shape:
