@@ -209,11 +209,12 @@ def test_copies_do_not_carry_the_tensors_that_pytorch_runs():
     assert len(pickle.dumps(graph)) == before
 
 
-def test_layers_of_too_many_weights_are_pytorchs(monkeypatch):
+@pytest.mark.parametrize("shape", [(4,), (5, 4)])
+def test_layers_of_too_many_weights_are_pytorchs(shape, monkeypatch):
     monkeypatch.setattr(stencil, "MOST_TERMS", 15)
-    graph = trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).eval(), torch.zeros(1, 4))
+    graph = trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).eval(), torch.zeros(1, *shape))
     assert [stencil.stencil(graph[name], graph) is None for name in ("0", "2")] == [True, False]
-    assert_same(engine.compiled(graph, 1)(torch.ones(3, 4)), graph(torch.ones(3, 4)))
+    assert_same(engine.compiled(graph, 1)(torch.ones(3, *shape)), graph(torch.ones(3, *shape)))
 
 
 class Pooled(nn.Module):

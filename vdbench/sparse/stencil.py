@@ -187,7 +187,7 @@ def stencil(op: Op, graph: Graph) -> Stencil | None:
     inputs = [graph[source(name, graph)].shape for name in op.inputs]
     if type(op) not in _FROM or (isinstance(op, Pool2d) and not _is_plain(op, inputs[0], graph)):
         return None
-    if isinstance(op, Linear) and op.weight_count > MOST_TERMS:
+    if isinstance(op, Linear | LinearAtPlaces) and op.weight_count > MOST_TERMS:
         return None
     alike = (1, 1) if isinstance(op, Expand) else maps(op.shape)
     if _FROM[type(op)] is _channelwise and any(maps(shape) != alike for shape in inputs):
