@@ -129,6 +129,12 @@ def test_attention_stays_with_torch():
     assert kinds(checked(Attending(), 4, 6))[-1] == "Linear"
 
 
+def test_models_may_be_traced_in_inference_mode():
+    depth = torchvision.ops.StochasticDepth(0.5, "row")
+    with torch.inference_mode():
+        assert kinds(checked(nn.Sequential(nn.Linear(6, 3), depth), *VECTOR)) == ["Linear"]
+
+
 def test_names_that_the_tracer_makes_up_are_not_those_of_layers():
     class Pools(nn.Module):
         def __init__(self) -> None:

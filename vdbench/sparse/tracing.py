@@ -40,7 +40,7 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
     """
     check(model, example)
     batch = torch.randn(3, *example.shape[1:], generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         check_output(model, batch[:2])
         nodes, modules = _symbolic(model)
         graph = _Reading(nodes, modules, batch).graph(next(iter(reversed(nodes.nodes))).args[0])
