@@ -145,6 +145,9 @@ def test_what_a_call_gives_back_as_it_was_is_no_operation():
         lambda x: (x.mul_(3), x.relu())[1],
         lambda x: x.sigmoid_() * x,
         lambda x: (y := x + 0, y.tanh_(), x + y)[2],
+        lambda x: (y := x.exp().view(-1, 2, 3).transpose(1, 2), z := y.contiguous(), z.mul_(2), y + z)[3],
+        lambda x: (y := x.exp(), halves := y.chunk(2, 1), first := halves[0].mul_(2), first + halves[1])[3],
+        lambda x: (y := x + 0, z := y.view(-1, 2, 3).relu_(), z.view(y.shape[0], 6))[2],
     ],
 )
 def test_calls_that_overwrite_their_input_change_what_is_read_afterwards(function):

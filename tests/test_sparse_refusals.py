@@ -80,6 +80,10 @@ class TwoInputs(nn.Module):
         (nn.BatchNorm1d(6, track_running_stats=False), "does not take 1 and 2|depends on the rest"),
         (Calls(lambda x: F.dropout(x)), "depends on the rest of the batch, or on chance"),
         (Calls(lambda x: x if x.sum() > 0 else -x), "torch.fx cannot follow Calls: symbolically traced variables"),
+        (
+            Calls(lambda x: (y := x * 2, y.view(-1, 2, 3).clamp_(-9, 9), y)[2]),
+            "clamp_ overwrites mul, of which it has a",
+        ),
         (Calls(lambda x: x * (2 if isinstance(x, Tensor) else 3)), "do not compute what the model computes"),
         (
             Calls(lambda x: x if isinstance(x, Tensor) else x.view(7, 5)),

@@ -129,6 +129,16 @@ def _is_value(of_two: Any, of_three: Any) -> bool:
     return of_two.shape[:1] == (2,) and of_three.shape == (3, *of_two.shape[1:])
 
 
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether numbers of one lie where numbers of the other do."""
+    whole = a.untyped_storage()
+    if whole.data_ptr() != b.untyped_storage().data_ptr():
+        return False
+    places = torch.zeros(whole.nbytes() // a.element_size(), dtype=torch.bool)
+    places.as_strided(a.shape, a.stride(), a.storage_offset()).fill_(True)
+    return bool(places.as_strided(b.shape, b.stride(), b.storage_offset()).any())
+
+
 @dataclass(frozen=True)
 class _Piece:
     """Calls that stay PyTorch's, as one function of batches: the last gives the value, those before it what it needs
@@ -159,11 +169,13 @@ class _Reading:
         self.constants: dict[fx.Node, Any] = {}
         self.sizes: set[fx.Node] = set()  # what depends on the input through its shape alone
         self.ops: list[Op] = []
+        self.unread = set(nodes.nodes)
         try:
             self.of_two, self.of_three = (_propagate(nodes, modules, batch[:count]) for count in (2, 3))
         except Exception as error:
             raise Untraceable(f"the traced operations fail for 2 and 3 examples: {first_line(error)}") from error
         for node in nodes.nodes:
+            self.unread.discard(node)
             if node.op != "output":
                 self.read(node)
 
@@ -175,10 +187,24 @@ class _Reading:
         elif self.is_constant(node):
             self.constants[node] = two.detach().clone() if isinstance(two, Tensor) else two
         elif _is_value(two, three):
-            self.values[node] = value = self.operation(node, tuple(two.shape[1:]))
+            self.values[node] = self.operation(node, tuple(two.shape[1:]))
             if _in_place(node, self.modules):
-                before = self.values.get(node.all_input_nodes[0])
-                self.values |= {other: value for other, op in self.values.items() if op is before}
+                self.overwrite(node)
+
+    def overwrite(self, node: fx.Node) -> None:
+        """Let all that a call has written over be what it made. Raises Untraceable where that lies there in another
+        shape, and is read later."""
+        before, made = self.values.get(node.all_input_nodes[0]), self.values[node]
+        if made is before:  # as dropout, which writes nothing
+            return
+        for other, op in self.values.items():
+            if op is made or not _overlap(self.of_two[other], self.of_two[node]):
+                continue
+            if op is before:
+                self.values[other] = made
+            elif any(user in self.unread and user.target not in _QUERIES for user in other.users):
+                called = _called(node, self.modules)
+                raise Untraceable(f"{called} overwrites {other.name}, of which it has a view: give it a clone")
 
     def is_constant(self, node: fx.Node) -> bool:
         """Whether it is the same for all batches: known from constants, or from shapes other than the batch's size."""
