@@ -19,6 +19,7 @@ from vdbench.sparse.backends import BACKENDS, BackendMissing
 from vdbench.sparse.compact import compact
 from vdbench.sparse.graph import Graph
 from vdbench.sparse.onnx_graph import NoOnnxOperator, onnx_model
+from vdbench.sparse.opaque import TorchOp
 from vdbench.sparse.peers import matrices
 from vdbench.sparse.peers.common import Run
 from vdbench.sparse.tracing import trace
@@ -171,6 +172,9 @@ def test_smooth_functions_are_exported(function):
         ([nn.Unflatten(1, (2, 3, 5)), nn.ZeroPad2d((1, 0, 2, 1)), nn.Conv2d(2, 4, 2)], (30,)),
         ([nn.ZeroPad2d((1, 0, 2, 1)), nn.ReLU(), nn.Flatten(2)], (2, 6, 5)),
         ([Calls(lambda x: x * x.mean((2, 3), keepdim=True) + x)], (2, 6, 5)),
+        ([nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)], (6, 5)),
+        ([nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)], (2, 3, 6, 5)),
+        ([nn.Conv1d(6, 4, 2), nn.MaxPool1d(2), nn.Linear(2, 3)], (6, 5)),
     ],
 )
 def test_shapes_zeros_around_maps_and_products_are_exported(layers, shape):
@@ -185,7 +189,7 @@ def test_shapes_zeros_around_maps_and_products_are_exported(layers, shape):
 
 def test_an_operation_that_onnx_has_not_is_named():
     pytest.importorskip("onnx")
-    odd = g.TorchOp(name="odd", inputs=("x",), shape=(3,), function=torch.sin)
+    odd = TorchOp(name="odd", inputs=("x",), shape=(3,), function=torch.sin)
     with pytest.raises(NoOnnxOperator, match="TorchOp odd"):
         onnx_model(Graph((g.Input(name="x", shape=(3,)), odd)))
 

@@ -26,9 +26,8 @@ from vdbench.sparse.graph import (
     Multiply,
     Op,
     Pointwise,
-    Reshape,
-    TorchOp,
 )
+from vdbench.sparse.opaque import Reshape, TorchOp
 
 
 def sparse_weight(rng: np.random.Generator, shape: tuple[int, ...], density: float) -> np.ndarray:
