@@ -1,6 +1,7 @@
 """Compiled nets as files, and what is kept in the cache."""
 
 import copy
+import functools
 import json
 import logging
 import pickle
@@ -13,6 +14,7 @@ from torch import nn
 
 from vdbench.netfile import NetFileError
 from vdbench.sparse import CompiledNet, compile_sparse, engine, jit, storage
+from vdbench.sparse.graph import Affine, Conv2d, Expand, Graph, Input, Linear, LinearAtPlaces
 
 pytestmark = pytest.mark.usefixtures("engine_cache")
 
@@ -89,6 +91,26 @@ def test_a_damaged_file_is_refused(compiled, tmp_path, damage):
         np.savez(path, **content)
     with pytest.raises(NetFileError, match=r"net\.npz"):
         CompiledNet.load(path)
+
+
+ONES = functools.partial(np.ones, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "fields"),
+    [
+        (Linear, (4,), {"weight": ONES((9, 4)), "bias": ONES(1)}),
+        (Conv2d, (1, 2, 2), {"weight": ONES((9, 1, 1, 1)), "bias": ONES((9, 1, 1))}),
+        (LinearAtPlaces, (1, 2, 2), {"weight": ONES((9, 1, 3, 3)), "bias": ONES(9)}),
+        (Affine, (1, 2, 2), {"scale": ONES(9), "shift": ONES(9)}),
+        (Expand, (1, 1, 1), {}),
+    ],
+)
+def test_files_whose_kernels_would_read_more_than_there_is_are_refused(kind, given, fields, tmp_path):
+    layer = kind(name="layer", inputs=("input",), shape=(9, *given[1:]), **fields)
+    storage.save(tmp_path / "net.npz", Graph((Input(name="input", shape=given), layer)), {}, "")
+    with pytest.raises(NetFileError, match=r"layer reads more than there is|mat1 and mat2"):
+        storage.load(tmp_path / "net.npz", "")
 
 
 @pytest.mark.parametrize(

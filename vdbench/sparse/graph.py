@@ -110,7 +110,7 @@ class LinearAtPlaces(Conv2d):
         if self.bias.ndim > 1:
             return super().__call__(*inputs)
         (weight, bias), places = self.tensors, inputs[0].movedim(1, -1)
-        out = functional.linear(places.reshape(-1, places.shape[-1]), weight[:, :, 0, 0], bias)
+        out = functional.linear(places.reshape(-1, places.shape[-1]), weight.flatten(1), bias)
         return out.reshape(*places.shape[:-1], len(weight)).movedim(-1, 1)
 
 

@@ -17,6 +17,7 @@ from vdbench.sparse import opaque
 from vdbench.sparse.graph import Graph, Op
 from vdbench.sparse.opaque import TorchOp
 from vdbench.sparse.plan import Network, Plan
+from vdbench.sparse.stencil import Stencil, stencil
 
 LARGEST_VALUE = 1 << 27  # numbers in one value, for one example
 _KINDS: dict[str, type[Op]] = {
@@ -141,3 +142,14 @@ def _check(graph: Graph) -> None:
             values[op.name] = op(*(values[name] for name in op.inputs))
         if values[op.name].shape != (1, *op.shape) or values[op.name].dtype != torch.float32:
             raise ValueError(f"{op.name} is not of shape {op.shape}")
+        if op.inputs and (made := stencil(op, graph)):
+            _check_entries(made, op, [graph[name].shape[0] for name in made.inputs])
+
+
+def _check_entries(made: Stencil, op: Op, channels: list[int]) -> None:
+    """Raises ValueError for a stencil that reads what its inputs, with so many channels, do not have, or whose biases
+    are not those of its outputs: where PyTorch repeats a single one, kernels read on."""
+    e = made.entries
+    inside = (e.channel < np.array(channels)[e.source]).all() and (e.row < op.shape[0]).all()
+    if not inside or made.bias.shape not in (op.shape[:1], op.shape):
+        raise ValueError(f"{op.name} reads more than there is")
