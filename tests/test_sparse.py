@@ -163,8 +163,9 @@ def test_a_recurrent_model_of_the_users_own():
     assert list(variational_layers(model))
 
 
-def test_an_empty_batch():
+def test_an_empty_batch_and_empty_texts():
     assert to_cpu_sparse(nn.Linear(6, 3))(torch.empty(0, 6)).shape == (0, 3)
+    assert to_cpu_sparse(nn.Sequential(nn.Linear(6, 3), nn.ReLU()))(torch.empty(2, 0, 6)).shape == (2, 0, 3)
 
 
 @pytest.mark.parametrize(

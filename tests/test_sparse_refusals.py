@@ -9,7 +9,7 @@ from sparse_net import Calls
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdbench.sparse.checks import Untraceable
+from vdbench.sparse.checks import Refused, Untraceable
 from vdbench.sparse.tracing import trace
 
 
@@ -23,6 +23,8 @@ def test_examples_that_are_none():
         trace(net, torch.zeros(1, 6).double())
     with pytest.raises(ValueError, match=r"the example of shape \(6,\) has no batch axis: add one with \[None\]"):
         trace(net, torch.zeros(6))
+    with pytest.raises(Refused, match=r"examples of shape \(0, 6\) have no numbers"):
+        trace(net, torch.zeros(2, 0, 6))
 
 
 def test_a_model_in_training_mode():

@@ -52,6 +52,8 @@ LINEAR = "ChannelsFirst LinearAtPlaces ChannelsLast"
         (nn.Sequential(nn.Conv1d(4, 3, 2), nn.Linear(8, 5), nn.ReLU(), nn.Conv1d(3, 2, 2)), SOUND,
          "Reshape Conv2d Reshape ChannelsFirst LinearAtPlaces Clip ChannelsLast Reshape Conv2d Reshape"),
         (Calls(lambda x, w: F.linear(x, w), w=torch.randn(6)), WORDS, "TorchOp"),
+        (Calls(lambda x, w: torch.cat([x, F.linear(x[:, :0], w)], 1), w=torch.randn(6, 6)), WORDS,
+         "TorchOp TorchOp TorchOp"),
         (Calls(lambda x, w, b: F.linear(x, w, b), w=torch.randn(3, 6), b=torch.randn(1)), WORDS, "TorchOp"),
         (Calls(lambda x, w: F.linear(x, w).mean(1), w=torch.randn(3, 6)), WORDS,
          "ChannelsFirst LinearAtPlaces AvgPool2d Flatten"),

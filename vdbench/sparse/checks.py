@@ -14,7 +14,7 @@ class Untraceable(ValueError):
 
 
 class Refused(Untraceable):
-    """The model itself does not take such examples."""
+    """Examples that the model itself does not take, or in which there is nothing."""
 
 
 def check(model: nn.Module, example: Tensor) -> None:
@@ -29,6 +29,8 @@ def check(model: nn.Module, example: Tensor) -> None:
         )
     if example.dim() < 2:
         raise ValueError(f"the example of shape {tuple(example.shape)} has no batch axis: add one with [None]")
+    if 0 in example.shape[1:]:
+        raise Refused(f"examples of shape {tuple(example.shape[1:])} have no numbers to compute anything from")
     check_parameters(model)
     if training := [name or type(model).__name__ for name, module in model.named_modules() if module.training]:
         raise ValueError(f"{training[0]} is in training mode: call model.eval()")

@@ -40,7 +40,7 @@ def translate(slot: Slot, target: Any, args: tuple[Any, ...], kwargs: dict[str, 
     handler = HANDLERS.get(target)
     given = list(_leaves([args, list(kwargs.values())]))
     values = [a for a in given if isinstance(a, Op)]
-    if handler is None or not values:
+    if handler is None or not values or any(0 in part.shape for part in (slot, *values)):
         return None
     if handler not in (add, subtract, multiply, cat) and (len(values) > 1 or not args or args[0] is not values[0]):
         return None
