@@ -181,6 +181,14 @@ def test_other_types_and_devices_are_refused(model, message):
         to_cpu_sparse(model)
 
 
+def test_what_is_no_model_or_has_no_weights_yet_is_refused():
+    for refused in (to_cpu_sparse, lambda model: compile_sparse(model, torch.zeros(1, 6))):
+        with pytest.raises(TypeError, match=r"the model is a int: give an nn\.Module"):
+            refused(3)
+        with pytest.raises(ValueError, match=r"0\.weight has no numbers yet: run one batch through the model first"):
+            refused(nn.Sequential(nn.LazyLinear(3)).eval())
+
+
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies(clone):
     sparse = to_cpu_sparse(network())

@@ -19,8 +19,6 @@ class Refused(Untraceable):
 
 def check(model: nn.Module, example: Tensor) -> None:
     """Raises TypeError or ValueError for a model or an example that `trace` does not take, and says what to do."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the model is a {type(model).__name__}: give an nn.Module")
     if not isinstance(example, Tensor) or example.dtype != torch.float32:
         what = f"a tensor of {example.dtype}" if isinstance(example, Tensor) else f"a {type(example).__name__}"
         words = "; models of numbered words go to to_cpu_sparse(model)" if what.endswith("int64") else ""
@@ -44,12 +42,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_parameters(model: nn.Module) -> None:
-    """Raises ValueError for a model of TorchScript, or that is not on the CPU, not float32 or holds NaN or infinity."""
+    """Raises TypeError for what is no module, ValueError for a model of TorchScript, or that is not on the CPU, not
+    float32, without weights yet or holds NaN or infinity."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is a {type(model).__name__}: give an nn.Module")
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             which = name or "the model"
             raise ValueError(f"{which} is TorchScript, which hides its layers: give the original module instead")
     for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise ValueError(f"{name} has no numbers yet: run one batch through the model first")
         if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
             raise ValueError(f"{name} is {parameter.dtype} on {parameter.device}: move the model with .cpu().float()")
         if not torch.isfinite(parameter).all():

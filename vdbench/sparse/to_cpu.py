@@ -21,8 +21,8 @@ def to_cpu_sparse(model: nn.Module, *, threads: int | None = None) -> SparseModu
         threads: at the most (default: as many as PyTorch uses).
 
     Raises:
-        ValueError: the model is TorchScript, not on the CPU, not float32 or holds NaN or infinity; `threads` is below
-            1.
+        TypeError: not a module. ValueError: the model is TorchScript, not on the CPU, not float32, without weights yet
+            or holds NaN or infinity; `threads` is below 1.
     """
     model = unwrapped(model)
     check_parameters(model)
