@@ -107,11 +107,10 @@ class LinearAtPlaces(Conv2d):
     """A linear layer at every place of a map: a convolution of one pixel, which PyTorch computes as what it is."""
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        if self.bias.ndim > 1:
-            return super().__call__(*inputs)
-        (weight, bias), places = self.tensors, inputs[0].movedim(1, -1)
-        out = functional.linear(places.reshape(-1, places.shape[-1]), weight.flatten(1), bias)
-        return out.reshape(*places.shape[:-1], len(weight)).movedim(-1, 1)
+        weight, bias = self.tensors
+        everywhere = bias if bias.dim() == 1 else None
+        out = functional.linear(inputs[0].permute(0, 2, 3, 1), weight.flatten(1), everywhere).permute(0, 3, 1, 2)
+        return out if everywhere is not None else out + bias
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ class ChannelsFirst(Opaque):
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         channels, *places = self.shape
-        return inputs[0].reshape(-1, *places, channels).movedim(-1, 1)
+        return inputs[0].reshape(-1, *places, channels).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class ChannelsLast(Opaque):
     """Maps as a value with its channels behind: what `ChannelsFirst` is made of."""
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        return inputs[0].movedim(1, -1).reshape(-1, *self.shape)
+        return inputs[0].permute(0, 2, 3, 1).reshape(-1, *self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
