@@ -1,5 +1,6 @@
 """Layers on sequences, and on values with their channels last: what they become in the graph, and that it is exact."""
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -12,6 +13,12 @@ from vdbench import compile_sparse
 from vdbench.sparse.compact import compact
 from vdbench.sparse.engine import CompiledNet
 from vdbench.sparse.graph import LinearAtPlaces
+from vdbench.sparse.layout import array_shape
+from vdbench.sparse.plan import Network, measure
+from vdbench.sparse.running import Runner
+from vdbench.sparse.stencil import Stencil
+from vdbench.sparse.threads import Pool
+from vdbench.sparse.tracing import trace
 
 WORDS, SOUND = (7, 6), (4, 9)  # (places, channels), (channels, places)
 LINEAR = "ChannelsFirst LinearAtPlaces ChannelsLast"
@@ -186,3 +193,58 @@ def test_files(make, tmp_path):
     model, batch = thinned(make(), 0.2), torch.randn(20, *SOUND)
     compile_sparse(model, batch[:1]).save(tmp_path / "net.npz")
     assert_same(CompiledNet.load(tmp_path / "net.npz"), model, batch)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), WORDS),
+        (nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 5)), (4, 3, 6)),
+        (nn.Sequential(nn.Conv1d(4, 6, 3, padding=1), nn.ReLU(), nn.MaxPool1d(2)), SOUND),
+        (Calls(lambda x, w: F.linear(x.transpose(1, 2), w), w=torch.randn(3, 7)), (7, 9)),
+    ],
+    ids=["words", "image", "sound", "transposed"],
+)
+def test_copies_in_and_out_put_axes_in_order(model, shape, threads):
+    """Around what runs natively there is nothing in PyTorch."""
+    model, batch = thinned(model, 0.3), torch.randn(35, *shape)
+    graph = compact(trace(model, batch[:1]))
+    for single in (True, False):
+        network = Network(graph, single=single)
+        assert all(isinstance(item, Stencil) for item in network.items)
+        plan = measure(network)
+        for item in plan.items:
+            item.native = True
+        runner, pool = Runner(network, plan), Pool(threads)
+        for count in (1, 16, 35):
+            given = batch[:count].numpy()
+            outs = [runner(given, pool), runner.stretches[0]([as_read(network, given)], pool, True)[0]]
+            for out in outs:
+                expected = model(batch[:count]).detach()
+                torch.testing.assert_close(torch.from_numpy(out).reshape(expected.shape), expected, rtol=0, atol=1e-5)
+
+
+def as_read(network: Network, batch: np.ndarray) -> np.ndarray:
+    return batch.reshape(len(batch), *array_shape(network.graph.input.shape, network.input in network.channels_last))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (lambda x: x.transpose(1, 2), (5, 4)),
+        (lambda x: x.permute(0, 2, 3, 1), (5, 3, 4)),
+        (lambda x: x.permute(0, 3, 1, 2), (5, 3, 4)),
+        (lambda x: x.permute(0, 3, 1, 2).flatten(1), (5, 3, 4)),
+        (lambda x: x.permute(0, 3, 1, 2).flatten(1).unflatten(1, (6, 10)), (5, 3, 4)),
+        (lambda x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2), (5, 3, 4)),
+        (lambda x: x.permute(0, 2, 3, 1).flatten(1), (5, 3, 4)),
+        (lambda x: x.flatten(1).unflatten(1, (6, 10)), (5, 3, 4)),
+    ],
+)
+def test_networks_that_do_little_but_change_the_order_of_axes(function, shape, relu):
+    model, batch = Calls(lambda x: function(x).relu() if relu else function(x)).eval(), torch.randn(20, *shape)
+    net = compile_sparse(model, batch[:1])
+    for count in (1, 20):
+        assert torch.equal(net(batch[:count]), model(batch[:count]))

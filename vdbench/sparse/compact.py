@@ -19,13 +19,15 @@ from vdbench.sparse.graph import (
     Flatten,
     Graph,
     Input,
+    InputOfPlaces,
     Linear,
     Multiply,
     Op,
 )
-from vdbench.sparse.opaque import Opaque, Reshape
+from vdbench.sparse.opaque import ChannelsFirst, ChannelsLast, Opaque, Reshape
 
 Layer = Linear | Conv2d
+VIEWS = Flatten, Reshape, ChannelsFirst, ChannelsLast
 Mask = np.ndarray  # bool (channels,) of a value
 
 
@@ -39,12 +41,15 @@ def compact(graph: Graph) -> Graph:
 
 
 def fold_reshape(graph: Graph) -> Graph:
-    """Let the network read its input in the shape that its first operation gives it."""
+    """Let the network read its input in the shape, and the order of axes, that its first operation gives it."""
     ops = {op.name: op for op in graph.ops}
     readers = _readers(ops, graph.input.name)
-    if len(readers) != 1 or not isinstance(readers[0], Reshape) or readers[0] is graph.output:
+    if len(readers) != 1 or not isinstance(readers[0], Reshape | ChannelsFirst) or readers[0] is graph.output:
         return graph
-    ops[graph.input.name] = replace(graph.input, shape=readers[0].shape, given=graph.input.example)
+    if isinstance(graph.input, InputOfPlaces) or all(isinstance(op, VIEWS) for op in graph.ops[1:]):
+        return graph  # nothing is computed whose input could be read in another order
+    kind = Input if isinstance(readers[0], Reshape) else InputOfPlaces
+    ops[graph.input.name] = kind(name=graph.input.name, shape=readers[0].shape, given=graph.input.example)
     _bypass(ops, readers[0].name)
     return fold_reshape(replace(graph, ops=tuple(ops.values())))
 

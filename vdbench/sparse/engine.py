@@ -31,7 +31,7 @@ from vdbench.sparse.trial import Way, quickest
 
 log = logging.getLogger("vdbench")
 
-PLAN_VERSION = 9  # raised when plans of before no longer fit the code
+PLAN_VERSION = 10  # raised when plans of before no longer fit the code
 FLOAT32 = np.dtype(np.float32)
 LIKELY = 1.5  # times slower than the best plan: may yet be faster at another batch size
 UNEVEN_S = 2e-6  # what it costs besides that a block is not full, or that some go in blocks and others one by one

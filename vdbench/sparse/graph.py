@@ -54,6 +54,15 @@ class Input(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
+class InputOfPlaces(Input):
+    """Maps that are given with their channels behind, (..., channels), as linear layers take them."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        channels, *places = self.shape
+        return inputs[0].reshape(-1, *places, channels).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Weighted(Op):
     """What linear layers and convolutions share."""
 

@@ -81,6 +81,11 @@ def maps(shape: Shape) -> tuple[int, int]:
     return (shape[1], shape[2]) if len(shape) == 3 else (1, 1)
 
 
+def array_shape(shape: Shape, channels_last: bool) -> Shape:
+    """Of the array that a value is read from or written to, for one example."""
+    return (*shape[1:], shape[0]) if channels_last else shape
+
+
 @dataclass(frozen=True)
 class Place:
     """A value in memory: its planes' geometry and where the first one starts, in bytes; and where whoever computes it
@@ -91,9 +96,10 @@ class Place:
     start: int
     partial: int = PARTIAL
 
-    def places(self) -> np.ndarray:
-        """Byte offsets (channels, height, width) of every pixel."""
-        return self.start + self.geometry.places(self.channels)
+    def places(self, channels_last: bool = False) -> np.ndarray:
+        """Byte offsets (channels, height, width) of every pixel; (height, width, channels) if `channels_last`."""
+        found = self.start + self.geometry.places(self.channels)
+        return np.moveaxis(found, 0, -1) if channels_last else found
 
     @property
     def first(self) -> int:

@@ -260,10 +260,10 @@ def _in_windows(terms: _Unrolled, firsts: np.ndarray, ends: np.ndarray) -> Share
     return step, np.concatenate(starts)[order], lengths
 
 
-def batch_copy_step(place: Place, used: np.ndarray, *, back: bool) -> Step:
-    """Examples, one behind the other, to lanes of vectors, or back; of all numbers those that are `used`. Others in a
-    square with them go where they disturb nothing in the cache."""
-    lanes, places = vector_lanes(), place.places().ravel()
+def batch_copy_step(places: np.ndarray, used: np.ndarray, *, back: bool) -> Step:
+    """Examples, one behind the other, to lanes of vectors at `places`, or back; of all numbers those that are `used`.
+    Others in a square with them go where they disturb nothing in the cache."""
+    lanes, places = vector_lanes(), places.ravel()
     if not back:
         places = np.where(used, places, TRASH)
     blocks = len(places) // lanes
@@ -273,12 +273,15 @@ def batch_copy_step(place: Place, used: np.ndarray, *, back: bool) -> Step:
     return Step(Transpose(lanes, len(places), back), tables)
 
 
-def single_copy_step(place: Place, *, back: bool) -> Step:
-    """Rows of one example into their place, or back; a vector is one row."""
-    places, width = place.places(), place.geometry.width
-    contiguous = place.geometry.plane == width * FLOAT_BYTES
-    inside = places.ravel()[:1] if contiguous else places[:, :, 0].ravel()
-    floats = places.size if contiguous else width
+def single_copy_step(places: np.ndarray, *, back: bool) -> Step:
+    """One example's numbers to their `places`, or back: all at once or row by row where they lie side by side, else one
+    by one."""
+    flat, width = places.ravel(), places.shape[-1]
+    if flat[-1] - flat[0] == (len(flat) - 1) * FLOAT_BYTES:
+        floats = len(flat)
+    else:
+        floats = width if flat[width - 1] - flat[0] == (width - 1) * FLOAT_BYTES else 1
+    inside = flat[::floats]
     outside = np.arange(len(inside)) * floats * FLOAT_BYTES
     pairs = np.stack([inside, outside] if back else [outside, inside], axis=1).astype(np.int64)
     return Step(Copy(floats), [len(inside), pairs])

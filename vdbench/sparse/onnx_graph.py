@@ -15,6 +15,8 @@ from vdbench.sparse.graph import (
     Expand,
     Flatten,
     Graph,
+    Input,
+    InputOfPlaces,
     LeakyReLU,
     Linear,
     MaxPool2d,
@@ -73,9 +75,18 @@ class _Parts:
         self.names[graph.output.name] = OUTPUT
         if graph.input.given:
             self.names[graph.input.name] = "value/input"
-            self.node("Reshape", graph.input, INPUT, self.sizes(graph.input, [0, *graph.input.shape]))
+            self.given(graph.input)
         for op in graph.ops[1:]:
             self.add(op)
+
+    def given(self, op: Input) -> None:
+        """The input, in the shape in which it is read."""
+        if not isinstance(op, InputOfPlaces):
+            self.node("Reshape", op, self.sizes(op, [0, *op.shape]), of=INPUT)
+            return
+        channels, *places = op.shape
+        self.node("Reshape", op, self.sizes(op, [0, *places, channels]), of=INPUT, output=f"{op.name}/places")
+        self.node("Transpose", op, of=f"{op.name}/places", perm=[0, 3, 1, 2])
 
     def node(self, operator: str, op: Op, *constants: str, of: str = "", output: str = "", **attributes: Any) -> None:
         """From the operation's inputs, or from `of`, to its value, or to `output`."""

@@ -9,13 +9,14 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from vdbench.sparse.graph import Conv2d, Flatten, Graph, Linear, Op
+from vdbench.sparse.graph import Conv2d, Flatten, Graph, InputOfPlaces, Linear, Op
 from vdbench.sparse.jit import vector_lanes
 from vdbench.sparse.layout import maps
 from vdbench.sparse.lowering import candidates
 from vdbench.sparse.machine import rate
+from vdbench.sparse.opaque import ChannelsLast
 from vdbench.sparse.program import Bound, Program, Segment, TooLarge
-from vdbench.sparse.stencil import Stencil, fuse, source
+from vdbench.sparse.stencil import Stencil, fuse, is_view, source
 from vdbench.sparse.torch_run import TorchRun
 
 PYTORCH, LATE = "torch", " late"  # what ways are called, or end with
@@ -33,6 +34,7 @@ class Network:
 
     Attributes:
         items: stencils, and the operations that are none, in order. examples: how many a plan is made for.
+        channels_last: values whose arrays, outside, have their channels behind.
     """
 
     def __init__(self, graph: Graph, *, single: bool) -> None:
@@ -41,6 +43,9 @@ class Network:
         self.examples = 1 if single else BATCH_VECTORS * vector_lanes()
         self.input, self.output = graph.input.name, source(graph.output.name, graph)
         self.shapes = {op.name: op.shape for op in graph.ops}
+        given = {self.input} if isinstance(graph.input, InputOfPlaces) else set()
+        made = {self.output} if is_view(graph.output, graph) and isinstance(graph.output, ChannelsLast) else set()
+        self.channels_last = frozenset(given | made)
         self.views = {op.name: op for op in graph.ops if isinstance(op, Flatten)}
 
     def inputs(self, item: Stencil | Op) -> tuple[str, ...]:
@@ -202,7 +207,8 @@ def stretches(network: Network, plan: Plan) -> Iterator[tuple[list[Stencil | Op]
         outputs = sorted(made & network.alive(stop))
         shapes = {name: network.shapes[name] for name in [*inputs, *(item.name for item in run)]}
         stencils = tuple(item for item in run if isinstance(item, Stencil)) if native else ()
-        yield run, plan.items[start:stop], Segment(stencils, tuple(inputs), tuple(outputs), shapes)
+        segment = Segment(stencils, tuple(inputs), tuple(outputs), shapes, network.channels_last)
+        yield run, plan.items[start:stop], segment
         start = stop
 
 

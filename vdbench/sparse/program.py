@@ -13,7 +13,7 @@ from vdbench.sparse.code import FLOAT_BYTES
 from vdbench.sparse.driver import RELEASED, build_driver, giving_way
 from vdbench.sparse.graph import Shape
 from vdbench.sparse.jit import compile_kernel, native_function, vector_lanes
-from vdbench.sparse.layout import Arena, Geometry, Place, address, aligned, geometries, maps
+from vdbench.sparse.layout import Arena, Geometry, Place, address, aligned, array_shape, geometries, maps
 from vdbench.sparse.lowering import NOTHING, Step, batch_copy_step, candidates, single_copy_step
 from vdbench.sparse.stencil import Stencil
 
@@ -29,12 +29,18 @@ class TooLarge(ValueError):
 
 @dataclass(frozen=True)
 class Segment:
-    """Stencils in order, the values they start from and those that are needed afterwards; shapes of all values."""
+    """Stencils in order, the values they start from and those that are needed afterwards; shapes of all values. Of
+    those in `channels_last` arrays have their channels behind."""
 
     stencils: tuple[Stencil, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     shapes: Mapping[str, Shape]
+    channels_last: frozenset[str] = frozenset()
+
+    def array_shape(self, value: str) -> Shape:
+        """Of the array that a value is read from or written to, for one example."""
+        return array_shape(self.shapes[value], value in self.channels_last)
 
     def halos(self) -> dict[tuple[int, int], tuple[int, int, int, int]]:
         """For every map size, the widest halo that any sum over such maps reaches into."""
@@ -46,7 +52,7 @@ class Segment:
         return found
 
     def used(self, value: str) -> np.ndarray:
-        """Which numbers of a value any sum reads, flat."""
+        """Which numbers of a value any sum reads, flat, in the order of its array."""
         height, width = maps(self.shapes[value])
         found = np.zeros((self.shapes[value][0], height, width), bool)
         if value in self.outputs:
@@ -61,7 +67,7 @@ class Segment:
                         found[e.channel[inside], e.y[inside], e.x[inside]] = True
                     else:
                         found[np.unique(stencil.entries.channel[mine])] = True
-        return found.ravel()
+        return (np.moveaxis(found, 0, -1) if value in self.channels_last else found).ravel()
 
     def crossing(self, split: int) -> set[str] | None:
         """The values made before stencil `split` and read after it; None if one of them is read before it too."""
@@ -165,16 +171,14 @@ class Program:
         geometry = geometries(segment.halos(), 1, vector_lanes())
         places = self._places(arena, dict.fromkeys(segment.shapes, geometry))
         outputs = 1 + len(segment.inputs)
+
+        def copy(name: str, *, back: bool) -> list[Step]:
+            return [single_copy_step(places[name].places(name in segment.channels_last), back=back)]
+
         return [
-            (1, [_Call([single_copy_step(places[n], back=False)], 1 + k) for k, n in enumerate(segment.inputs)]),
+            (1, [_Call(copy(name, back=False), 1 + k) for k, name in enumerate(segment.inputs)]),
             (1, [_Call(steps) for steps in self._lower(places, segment.stencils)]),
-            (
-                1,
-                [
-                    _Call([single_copy_step(places[n], back=True)], destination=outputs + k)
-                    for k, n in enumerate(segment.outputs)
-                ],
-            ),
+            (1, [_Call(copy(name, back=True), destination=outputs + k) for k, name in enumerate(segment.outputs)]),
         ]
 
     def _batch(self, arena: Arena, vectors: int, split: int) -> list[_Stage]:
@@ -185,10 +189,15 @@ class Program:
             late = set(segment.shapes)
         places = self._places(arena, {n: many if n in late else one for n in segment.shapes})
         vector, outputs = lanes * FLOAT_BYTES, 1 + len(segment.inputs)
+
+        def copy(name: str, *, back: bool) -> list[Step]:
+            inside = places[name].places(name in segment.channels_last)
+            return [batch_copy_step(inside, segment.used(name), back=back)]
+
         move = {name: vector if name in late else 0 for name in segment.shapes}
         pack = [
             _Call(
-                [batch_copy_step(places[name], segment.used(name), back=False)],
+                copy(name, back=False),
                 source=1 + k,
                 source_move=lanes * _bytes(segment, name),
                 destination_move=move[name],
@@ -197,7 +206,7 @@ class Program:
         ]
         unpack = [
             _Call(
-                [batch_copy_step(places[name], segment.used(name), back=True)],
+                copy(name, back=True),
                 source_move=move[name],
                 destination=outputs + k,
                 destination_move=lanes * _bytes(segment, name),

@@ -12,7 +12,7 @@ import numpy as np
 from vdbench.sparse.code import FLOAT_BYTES
 from vdbench.sparse.graph import Shape
 from vdbench.sparse.jit import COMPILING, vector_lanes
-from vdbench.sparse.layout import address, aligned
+from vdbench.sparse.layout import address, aligned, array_shape
 from vdbench.sparse.plan import BATCH_VECTORS, Item, Network, Plan, choose, operations, stretches
 from vdbench.sparse.program import Bound, Program, Segment
 from vdbench.sparse.threads import OfAThread, Pool, renewed_in_forks
@@ -37,7 +37,7 @@ class NativeRun:
         self.choices = {item.name: item.chosen for item in items}
         self.block = 1 if self.single else vector_lanes()
         self.example_s = sum(item.best(native=True) for item in items) / plan.examples
-        self._shapes = [segment.shapes[name] for name in (*segment.inputs, *segment.outputs)]
+        self._shapes = [segment.array_shape(name) for name in (*segment.inputs, *segment.outputs)]
         self._bytes = [FLOAT_BYTES * math.prod(shape) for shape in self._shapes]  # of an example
         self._programs: dict[tuple[int, int], Program] = {}
         self._groups = functools.lru_cache(self._groups_of)
@@ -198,8 +198,16 @@ class Runner:
                 self.stretches.append(NativeRun(segment, items, plan))
             else:
                 ops = [op for item in run for op in operations(item)]
-                names = segment.inputs, segment.outputs
-                self.stretches.append(TorchRun(ops, network.views, *names, channels_last=plan.channels_last))
+                self.stretches.append(
+                    TorchRun(
+                        ops,
+                        network.views,
+                        segment.inputs,
+                        segment.outputs,
+                        behind=network.channels_last,
+                        channels_last=plan.channels_last,
+                    )
+                )
         only = self.stretches[0] if len(self.stretches) == 1 else None
         self._alone = only if isinstance(only, NativeRun) else None
         given = network.graph.input.example
@@ -223,7 +231,8 @@ class Runner:
         if short := self.shortest(len(batch), pool):
             return short(batch)
         given = self.network.graph.input
-        values: dict[str, np.ndarray] = {given.name: batch.reshape(len(batch), *given.shape)}
+        shape = array_shape(given.shape, given.name in self.network.channels_last)
+        values: dict[str, np.ndarray] = {given.name: batch.reshape(len(batch), *shape)}
         for stretch in self.stretches:
             given = [values[name] for name in stretch.inputs]
             made = stretch(given) if isinstance(stretch, TorchRun) else stretch(given, pool, together)

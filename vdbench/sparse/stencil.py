@@ -33,6 +33,7 @@ from vdbench.sparse.graph import (
     Shape,
 )
 from vdbench.sparse.layout import maps
+from vdbench.sparse.opaque import ChannelsLast, Reshape
 
 MOST_TERMS = 2**24  # of a linear layer: those of more take too long to compile, and too much memory, for what they gain
 
@@ -196,10 +197,17 @@ def stencil(op: Op, graph: Graph) -> Stencil | None:
     return _activated(replace(made, inputs=tuple(source(name, graph) for name in op.inputs)), op)
 
 
+def is_view(op: Op, graph: Graph) -> bool:
+    """Whether an operation moves nothing: flattening, and at the network's end any other shape and order of axes too,
+    since what is computed there is written in that order."""
+    at_end = op is graph.output and graph.input.name not in op.inputs
+    return isinstance(op, Flatten) or (isinstance(op, Reshape | ChannelsLast) and at_end)
+
+
 def source(name: str, graph: Graph) -> str:
-    """The value that `name` is a view of: flattening moves nothing."""
+    """The value that `name` is a view of."""
     op = graph[name]
-    return source(op.inputs[0], graph) if isinstance(op, Flatten) else name
+    return source(op.inputs[0], graph) if is_view(op, graph) else name
 
 
 def _is_plain(op: Pool2d, shape: Shape, graph: Graph) -> bool:
@@ -227,11 +235,11 @@ def _never_negative(name: str, graph: Graph) -> bool:
 def fuse(graph: Graph, *, pooling: bool) -> list[Stencil | Op]:
     """The graph's operations in order, as stencils wherever they are that: activations, sums with an earlier value and,
     if `pooling`, pooling in windows side by side become part of what makes their input. Views are left out."""
-    read = [source(name, graph) for op in graph.ops for name in op.inputs if not isinstance(op, Flatten)]
+    read = [source(name, graph) for op in graph.ops for name in op.inputs if not is_view(op, graph)]
     readers = Counter([*read, source(graph.output.name, graph)])
     fused: dict[str, Stencil | Op] = {}  # by the value it makes, in order
     for op in graph.ops[1:]:
-        if isinstance(op, Flatten):
+        if is_view(op, graph):
             continue
         made = stencil(op, graph)
         for name in made.inputs if made else ():

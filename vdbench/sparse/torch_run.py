@@ -1,6 +1,6 @@
 """A stretch of operations in PyTorch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ class TorchRun:
 
     Args:
         views: the flattened forms of values, by name, which any operation may read.
+        behind: values whose arrays have their channels behind.
         channels_last: compute in the memory format in which the channels of a pixel are adjacent.
     """
 
@@ -29,9 +30,11 @@ class TorchRun:
         inputs: Sequence[str],
         outputs: Sequence[str],
         *,
+        behind: Collection[str] = (),
         channels_last: bool = False,
     ) -> None:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self._behind = [[name in behind for name in names] for names in (inputs, outputs)]
         self._channels_last = channels_last
         self._steps: list[tuple[Op, tuple[int, ...]]] = []
         places = {name: k for k, name in enumerate(inputs)}
@@ -58,14 +61,20 @@ class TorchRun:
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Inputs (N, ...) float32; outputs alike, in any memory order."""
         with torch.inference_mode():
-            values: list[Any] = [torch.from_numpy(array) for array in arrays]
+            behind = zip(arrays, self._behind[0], strict=True)
+            values: list[Any] = [_from_array(array, is_so) for array, is_so in behind]
             if self._channels_last:
                 values = [_last(value) for value in values]
             for (op, given), ends in zip(self._steps, self._ends, strict=True):
                 values.append(op(*[values[k] for k in given]))
                 for k in ends:
                     values[k] = None  # nothing reads it any more
-            return [values[k].numpy() for k in self._made]
+            behind = zip(self._made, self._behind[1], strict=True)
+            return [(values[k].permute(0, 2, 3, 1) if is_so else values[k]).numpy() for k, is_so in behind]
+
+
+def _from_array(array: np.ndarray, behind: bool) -> Tensor:
+    return torch.from_numpy(array).permute(0, 3, 1, 2) if behind else torch.from_numpy(array)
 
 
 def _last(value: Tensor) -> Tensor:
