@@ -195,7 +195,7 @@ def test_an_operation_that_onnx_has_not_is_named():
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_backends_run_a_layer_by_itself_and_a_net_with_normalisation(name):
+def test_backends_run_a_layer_by_itself_a_net_with_normalisation_and_one_on_words(name):
     torch.manual_seed(0)
     generator = np.random.default_rng(0)
     blocks = nn.Sequential(
@@ -203,7 +203,10 @@ def test_backends_run_a_layer_by_itself_and_a_net_with_normalisation(name):
         nn.Flatten(), nn.Linear(96, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4, bias=False),
     ).eval()  # fmt: skip
     nn.init.zeros_(blocks[-1].weight[:, :2])  # two units are dead
-    for net, shape in ((blocks, (3, 8, 8)), (nn.Linear(20, 7), (20,)), (nn.Conv2d(4, 6, 3, padding=1), (4, 8, 8))):
+    layers = (nn.Linear(20, 7), (20,)), (nn.Conv2d(4, 6, 3, padding=1), (4, 8, 8))
+    words = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    nn.init.zeros_(words[0].weight[:3])
+    for net, shape in ((blocks, (3, 8, 8)), *layers, (words, (5, 6))):
         images = generator.normal(size=(3, *shape)).astype(np.float32)
         with torch.no_grad():
             expected = net(torch.from_numpy(images)).numpy()

@@ -35,13 +35,16 @@ def _csr(layer: nn.Linear | nn.Conv2d) -> Any:
 
 
 class _SparseLinear(nn.Module):
-    """`product` of the weights with a value (in_features, N), plus the bias."""
+    """`product` of the weights with a value (in_features, N), plus the bias; other axes in front are so many more
+    examples."""
 
     def __init__(self, product: Callable[[Tensor], Tensor], bias: Tensor | None) -> None:
         super().__init__()
         self.product, self.bias = product, None if bias is None else bias.detach()
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.dim() > 2:
+            return self(input.flatten(0, -2)).unflatten(0, input.shape[:-1])
         out = self.product(input.t()).t()
         return out if self.bias is None else out + self.bias
 
