@@ -76,6 +76,8 @@ LINEAR = "ChannelsFirst LinearAtPlaces ChannelsLast"
         (nn.BatchNorm1d(4), SOUND, "Reshape Affine Reshape"),
         (nn.MaxPool1d(3, 2, 1, 2, ceil_mode=True), SOUND, "Reshape MaxPool2d Reshape"),
         (nn.MaxPool1d(2), SOUND, "Reshape MaxPool2d Reshape"),
+        (Calls(lambda x: torch.max_pool1d(x, 2, ())), SOUND, "Reshape MaxPool2d Reshape"),
+        (Calls(lambda x: F.avg_pool1d(x, kernel_size=3, stride=2, padding=1)), SOUND, "Reshape AvgPool2d Reshape"),
         (nn.AvgPool1d(3, 2, 1, True, False), SOUND, "Reshape AvgPool2d Reshape"),
         (nn.AvgPool1d(4), SOUND, "Reshape AvgPool2d Reshape"),
         (nn.AdaptiveAvgPool1d(1), SOUND, "Reshape AvgPool2d Reshape"),

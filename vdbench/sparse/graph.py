@@ -39,6 +39,12 @@ def batch_shape(shape: Shape) -> str:
     return f"(N, {', '.join(map(str, shape))})"
 
 
+def channels_first(value: Tensor, shape: Shape) -> Tensor:
+    """A value (N, ..., channels) as maps of this shape."""
+    channels, *places = shape
+    return value.reshape(-1, *places, channels).permute(0, 3, 1, 2)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Input(Op):
     """What the network is given; `given` is its shape outside, if the network reads it in another."""
@@ -58,8 +64,7 @@ class InputOfPlaces(Input):
     """Maps that are given with their channels behind, (..., channels), as linear layers take them."""
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        channels, *places = self.shape
-        return inputs[0].reshape(-1, *places, channels).permute(0, 3, 1, 2)
+        return channels_first(inputs[0], self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,25 +106,25 @@ class Conv2d(Weighted):
     groups: int = 1
 
     def __call__(self, *inputs: Tensor) -> Tensor:
+        weight, bias = self.tensors
+        if bias.dim() == 1:
+            return self.convolved(inputs[0], weight, bias)
+        return self.convolved(inputs[0], weight, None) + bias
+
+    def convolved(self, value: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         top, bottom, left, right = self.padding
-        value, padding = inputs[0], (top, left)
+        padding = top, left
         if (top, left) != (bottom, right):
             value, padding = functional.pad(value, (left, right, top, bottom)), (0, 0)
-        weight, bias = self.tensors
-        everywhere = bias if bias.dim() == 1 else None
-        out = functional.conv2d(value, weight, everywhere, self.stride, padding, self.dilation, self.groups)
-        return out if everywhere is not None else out + bias
+        return functional.conv2d(value, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearAtPlaces(Conv2d):
     """A linear layer at every place of a map: a convolution of one pixel, which PyTorch computes as what it is."""
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        weight, bias = self.tensors
-        everywhere = bias if bias.dim() == 1 else None
-        out = functional.linear(inputs[0].permute(0, 2, 3, 1), weight.flatten(1), everywhere).permute(0, 3, 1, 2)
-        return out if everywhere is not None else out + bias
+    def convolved(self, value: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return functional.linear(value.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,16 +2,22 @@
 
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from vdbench.sparse.graph import Affine, Conv2d, Linear, Op, Pair
 from vdbench.sparse.opaque import Pad
 from vdbench.sparse.slot import Slot, pair
 
 
+def arrays(slot: Slot, weight: Tensor, bias: Tensor | None) -> dict[str, np.ndarray]:
+    """Of a layer, which may have no bias."""
+    return {"weight": slot.array(weight), "bias": slot.array(torch.zeros(len(weight)) if bias is None else bias)}
+
+
 def linear(slot: Slot, x: Op, weight: Any, bias: Any = None) -> Op | None:
-    bias = torch.zeros(len(weight)) if bias is None else bias
-    return slot.put(Linear, x, weight=slot.array(weight), bias=slot.array(bias))
+    return slot.put(Linear, x, **arrays(slot, weight, bias))
 
 
 def _sides(padding: Any, kernel: Pair, dilation: Pair) -> tuple[int, ...]:
@@ -39,8 +45,7 @@ def conv2d(
     return slot.put(
         Conv2d,
         x,
-        weight=slot.array(weight),
-        bias=slot.array(torch.zeros(len(weight)) if bias is None else bias),
+        **arrays(slot, weight, bias),
         stride=pair(stride),
         padding=sides,
         dilation=pair(dilation),

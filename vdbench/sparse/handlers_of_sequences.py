@@ -4,12 +4,12 @@ A sequence is a map of one row, and a linear layer on several axes a convolution
 and the value in PyTorch's shape a view of it; what comes next reads the map itself, if it can.
 """
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vdbench.sparse import handlers_of_layers as layers
@@ -94,10 +94,7 @@ def linear(slot: Slot, x: Op, weight: Any, bias: Any = None) -> Op | None:
         return layers.linear(slot, x, weight, bias)
     places = _with_channels_first(slot, x)
     made = replace(slot, shape=(len(weight), *places.shape[1:])).put(
-        LinearAtPlaces,
-        places,
-        weight=slot.array(weight)[:, :, None, None],
-        bias=slot.array(torch.zeros(len(weight)) if bias is None else bias),
+        LinearAtPlaces, places, **layers.arrays(slot, weight[:, :, None, None], bias)
     )
     return _with_channels_last(slot, made)
 
@@ -131,72 +128,44 @@ def mean(slot: Slot, x: Op, dim: Any, keepdim: bool = False) -> Op | None:
     return pooling.mean(slot, x, dim, keepdim)
 
 
-def _on_rows(slot: Slot, x: Op, handler: Handler, *args: Any, **kwargs: Any) -> Op | None:
-    """What a handler of maps makes of sequences (channels, places)."""
-    if len(x.shape) != 2:
-        return None
-    rows = _as_rows(slot, x)
-    made = handler(replace(slot, shape=(slot.shape[0], 1, slot.shape[1])), rows, *args, **kwargs)
-    return x if made is rows else made and _as_sequence(slot, made)
+OF_ROWS = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}  # what an option is along the axis of rows
 
 
 def _row(size: Any, of_rows: int) -> Any:
-    """A size of one axis as one of two."""
-    return size if isinstance(size, str) else (of_rows, *(size if isinstance(size, tuple | list) else (size,)))
+    """An option for one axis as one for two."""
+    if size is None or isinstance(size, str):
+        return size
+    sizes = tuple(size) if isinstance(size, Sequence) else (size,)
+    return (of_rows, *sizes) if sizes else size  # a stride of () is none
 
 
-def conv1d(
-    slot: Slot,
-    x: Op,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Op | None:
-    sizes = _row(stride, 1), _row(padding, 0), _row(dilation, 1)
-    return _on_rows(slot, x, layers.conv2d, weight.unsqueeze(2), bias, *sizes, groups)
+def _on_rows(handler: Handler) -> Handler:
+    """What a handler of maps makes of sequences (channels, places)."""
+    signature = inspect.signature(handler)
+
+    def on_rows(slot: Slot, x: Op, *args: Any, **kwargs: Any) -> Op | None:
+        if len(x.shape) != 2:
+            return None
+        given = signature.bind(
+            replace(slot, shape=(slot.shape[0], 1, slot.shape[1])), _as_rows(slot, x), *args, **kwargs
+        )
+        rows, options = given.arguments["x"], given.arguments
+        options |= {name: _row(options[name], one) for name, one in OF_ROWS.items() if name in options}
+        if isinstance(weight := options.get("weight"), Tensor) and weight.dim() == 3:
+            options["weight"] = weight.unsqueeze(2)
+        made = handler(*given.args, **given.kwargs)
+        return x if made is rows else made and _as_sequence(slot, made)
+
+    on_rows.__signature__ = signature  # type: ignore[attr-defined]
+    return on_rows
 
 
-def max_pool1d(
-    slot: Slot,
-    x: Op,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Op | None:
-    sizes = _row(kernel_size, 1), _row(stride or kernel_size, 1), _row(padding, 0), _row(dilation, 1)
-    return _on_rows(slot, x, pooling.max_pool2d, *sizes, ceil_mode)
-
-
-def avg_pool1d(
-    slot: Slot,
-    x: Op,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-) -> Op | None:
-    sizes = _row(kernel_size, 1), _row(stride or kernel_size, 1), _row(padding, 0)
-    return _on_rows(slot, x, pooling.avg_pool2d, *sizes, ceil_mode, count_include_pad)
-
-
-def _adaptive(kind: type[Op]) -> Handler:
-    def pool(slot: Slot, x: Op, output_size: Any, return_indices: bool = False) -> Op | None:
-        return _on_rows(slot, x, pooling.adaptive(kind), output_size)
-
-    return pool
+conv1d, max_pool1d, avg_pool1d = map(_on_rows, (layers.conv2d, pooling.max_pool2d, pooling.avg_pool2d))
+adaptive_avg_pool1d, adaptive_max_pool1d = (_on_rows(pooling.adaptive(kind)) for kind in (AvgPool2d, MaxPool2d))
+_normalised = _on_rows(layers.batch_norm)
 
 
 def batch_norm(slot: Slot, x: Op, *args: Any, **kwargs: Any) -> Op | None:
-    if len(x.shape) == 2:
-        return _on_rows(slot, x, layers.batch_norm, *args, **kwargs)
-    return layers.batch_norm(slot, x, *args, **kwargs) if len(x.shape) in (1, 3) else None
-
-
-adaptive_avg_pool1d, adaptive_max_pool1d = _adaptive(AvgPool2d), _adaptive(MaxPool2d)
+    if len(x.shape) in (1, 3):
+        return layers.batch_norm(slot, x, *args, **kwargs)
+    return _normalised(slot, x, *args, **kwargs)

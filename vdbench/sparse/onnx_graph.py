@@ -81,11 +81,14 @@ class _Parts:
 
     def given(self, op: Input) -> None:
         """The input, in the shape in which it is read."""
-        if not isinstance(op, InputOfPlaces):
+        if isinstance(op, InputOfPlaces):
+            self.channels_first(op, of=INPUT)
+        else:
             self.node("Reshape", op, self.sizes(op, [0, *op.shape]), of=INPUT)
-            return
+
+    def channels_first(self, op: Op, of: str = "") -> None:
         channels, *places = op.shape
-        self.node("Reshape", op, self.sizes(op, [0, *places, channels]), of=INPUT, output=f"{op.name}/places")
+        self.node("Reshape", op, self.sizes(op, [0, *places, channels]), of=of, output=f"{op.name}/places")
         self.node("Transpose", op, of=f"{op.name}/places", perm=[0, 3, 1, 2])
 
     def node(self, operator: str, op: Op, *constants: str, of: str = "", output: str = "", **attributes: Any) -> None:
@@ -141,9 +144,8 @@ class _Parts:
                 self.node("Flatten", op)
             case Reshape():
                 self.node("Reshape", op, self.sizes(op, [0, *op.shape]))
-            case ChannelsFirst(shape=(channels, *places)):
-                self.node("Reshape", op, self.sizes(op, [0, *places, channels]), output=f"{op.name}/places")
-                self.node("Transpose", op, of=f"{op.name}/places", perm=[0, 3, 1, 2])
+            case ChannelsFirst():
+                self.channels_first(op)
             case ChannelsLast():
                 self.node("Transpose", op, output=f"{op.name}/places", perm=[0, 2, 3, 1])
                 self.node("Reshape", op, self.sizes(op, [0, *op.shape]), of=f"{op.name}/places")

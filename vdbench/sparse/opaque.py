@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vdbench.sparse.graph import Graph, Op, Padding
+from vdbench.sparse.graph import Graph, Op, Padding, channels_first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,7 @@ class ChannelsFirst(Opaque):
     what has one axis in front of them has maps of one row. A view of what lies as `ChannelsLast` leaves it."""
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        channels, *places = self.shape
-        return inputs[0].reshape(-1, *places, channels).permute(0, 3, 1, 2)
+        return channels_first(inputs[0], self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
